@@ -1,0 +1,50 @@
+"""How a monitor behaves: one frozen, validated value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from ma_monitor.errors import ConfigError
+from ma_monitor.runs.records import Ratio
+
+POWERS_OF_TWO = tuple(2**i for i in range(10))
+"""Pythia's early checkpoints, 1 … 512: most of a trajectory's shape in log-step happens there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """How a monitor behaves. The defaults work.
+
+    Attributes:
+        every: Updates between measurements. Step 0, Pythia's powers of two up to 512 and the last step are measured too.
+        k: Largest entries kept per sequence.
+        ratio: How the probe's sequences are reduced: ``ratio_of_means`` (Eq. 8) or ``mean_of_ratios`` (Eq. 6 and 7).
+        batch_size: Probe sequences per forward; None for all at once.
+        strict: Raise what would otherwise be warned about once and recorded. For tests, never for a real training.
+    """
+
+    every: int = 100
+    k: int = 3
+    ratio: Ratio = "ratio_of_means"
+    batch_size: int | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ConfigError: If a value is outside its range.
+        """
+        for name in ("every", "k", "batch_size"):
+            value = getattr(self, name)
+            if value is None and name == "batch_size":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+        if self.ratio not in get_args(Ratio):
+            raise ConfigError(f"`ratio` must be one of {', '.join(get_args(Ratio))}, got {self.ratio!r}")
+
+    def due(self, step: int) -> bool:
+        """Whether a measurement is due at this step (the last step of a training is due besides)."""
+        return step % self.every == 0 or step in POWERS_OF_TWO

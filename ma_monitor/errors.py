@@ -1,0 +1,41 @@
+"""The exceptions of ma_monitor.
+
+    MaMonitorError
+    ├── ConfigError         an argument, a probe or a schedule breaks a rule (also a ValueError)
+    ├── ModelError          a model has no residual stream that can be measured
+    ├── StoreError          a run directory cannot be read, written or continued
+    ├── SourceError         a checkpoint or published data cannot be found or read
+    └── MissingExtraError   an optional package is not installed (also an ImportError)
+
+Every message says the rule, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class MaMonitorError(Exception):
+    """Base of every exception that ma_monitor raises on purpose."""
+
+
+class ConfigError(MaMonitorError, ValueError):
+    """An argument, a probe or a schedule breaks a rule."""
+
+
+class ModelError(MaMonitorError):
+    """A model has no residual stream that can be measured."""
+
+
+class StoreError(MaMonitorError):
+    """A run directory cannot be read, written or continued."""
+
+
+class SourceError(MaMonitorError):
+    """A checkpoint or published data cannot be found or read."""
+
+
+class MissingExtraError(MaMonitorError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        """Names the package that is missing and the extra that brings it."""
+        super().__init__(f"{package} is not installed; run: pip install 'ma_monitor[{extra}]'")

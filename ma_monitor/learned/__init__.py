@@ -1,0 +1,1 @@
+"""What past runs teach: packaged runs and what is learned from them."""

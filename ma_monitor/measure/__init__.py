@@ -1,0 +1,1 @@
+"""Measuring: tensors live here and nowhere else."""

@@ -1,0 +1,1 @@
+"""Released checkpoints through the same Monitor as live training."""

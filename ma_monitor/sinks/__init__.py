@@ -1,0 +1,1 @@
+"""Where emissions are shown: W&B, TensorBoard, and whatever else the Trainer reports to."""
