@@ -1,0 +1,236 @@
+"""Running the probe through a model without leaving a trace, and reading each block's output on the way."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ma_monitor.errors import ModelError
+from ma_monitor.measure.layers import find_layers
+from ma_monitor.measure.probe import Probe
+from ma_monitor.measure.statistics import Statistics, activation_statistics
+from ma_monitor.runs.records import Measurements
+
+
+def measure(model: nn.Module, probe: Probe, step: int, *, k: int, batch_size: int | None = None) -> Measurements:
+    """Runs the probe and gives the measurements of h_0 … h_L.
+
+    Training goes on exactly as if this had not happened: evaluation mode, no gradients, random states and training
+    flags restored, own hooks that are gone afterwards, no compilation.
+
+    Args:
+        model: A transformers model as the training calls it, so that its autocast applies; may be compiled or wrapped.
+        probe: What to run.
+        step: Optimizer updates done.
+        k: Largest entries kept per sequence.
+        batch_size: Sequences per forward; None for all at once.
+
+    Raises:
+        ModelError: If the blocks cannot be found, one of them did not run, or its output is not a residual stream.
+    """
+    collected: list[list[Tensor]] = []
+    width = 0
+
+    def read(row: int, hidden: Tensor) -> None:
+        nonlocal width
+        width = hidden.shape[-1]
+        if row == len(collected):
+            collected.append([])
+        collected[row].append(_packed(activation_statistics(hidden, k)))
+
+    layers = find_layers(model)
+    ids = torch.from_numpy(probe.ids)
+    for batch in torch.split(ids, batch_size or len(ids)):
+        with reading_layers(layers, read) as seen:
+            undisturbed_forward(model, batch)
+        if len(seen) != len(layers) + 1:
+            raise ModelError(
+                f"every block must run once in the probe's forward; of h_0 … h_{len(layers)} only "
+                f"{sorted(seen)} were seen"
+            )
+    device = collected[0][0].device
+    packed = torch.stack([torch.cat(row).to(device) for row in collected])
+    return _measurements(step, packed.cpu().numpy(), probe, k, width)
+
+
+def precision_of(model: nn.Module) -> str:
+    """Arithmetic of a forward through ``model``, such as ``float32`` or ``float32 under bfloat16 autocast``.
+
+    Seen from inside a forward of two tokens, because a mixed-precision wrapper shows nowhere else.
+
+    Raises:
+        ModelError: As ``measure``.
+    """
+    found: list[str] = []
+
+    def read(row: int, hidden: Tensor) -> None:
+        device = hidden.device.type
+        dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
+        dtype = max(set(dtypes), key=dtypes.count, default=hidden.dtype)
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        name = str(dtype).removeprefix("torch.")
+        found.append(name if autocast == dtype else f"{name} under {str(autocast).removeprefix('torch.')} autocast")
+
+    with reading_layers(find_layers(model), read):
+        undisturbed_forward(model, torch.zeros(1, 2, dtype=torch.long))
+    return found[0]
+
+
+@contextmanager
+def reading_layers(layers: nn.ModuleList, read: Any) -> Iterator[set[int]]:
+    """While open, ``read(ℓ, h_ℓ)`` is called in a forward, for ℓ = 0 the first block's input, else a block's output.
+
+    Only the first run of each block in a forward counts. Gives the set of ℓ seen so far.
+    """
+    seen: set[int] = set()
+
+    def take(row: int, value: Any) -> None:
+        if row not in seen:
+            seen.add(row)
+            read(row, _hidden(value, row))
+
+    def before_first(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        take(0, args[0] if args else kwargs.get("hidden_states"))
+
+    def after(row: int) -> Any:
+        return lambda _module, _args, output: take(row, output)
+
+    with ExitStack() as hooks:
+        hooks.enter_context(_Handle(layers[0].register_forward_pre_hook(before_first, with_kwargs=True)))
+        for row, layer in enumerate(layers, start=1):
+            hooks.enter_context(_Handle(layer.register_forward_hook(after(row))))
+        yield seen
+
+
+class _Handle:
+    """A hook's handle as a context manager, so that a failure half way through attaching leaves none behind."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+
+def undisturbed_forward(model: nn.Module, ids: Tensor) -> None:
+    """One evaluation forward of ``ids [b, S]`` that leaves model, random states and compiled code as they were."""
+    device = _input_device(model)
+    with _random_states_kept(device), _evaluation_mode(model), _nothing_compiled(), torch.no_grad():
+        model(ids.to(device), **_forward_arguments(model, ids.to(device)))
+
+
+def _hidden(value: Any, row: int) -> Tensor:
+    """The hidden states in what a block was given or gave: a tensor, or the first of a tuple."""
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    if not isinstance(value, Tensor):
+        raise ModelError(
+            f"h_{row} must be a tensor or the first entry of a tuple, got {type(value).__name__}; "
+            "this kind of block is not supported"
+        )
+    return value
+
+
+def _packed(statistics: Statistics) -> Tensor:
+    """The statistics of a micro-batch in one int64 tensor ``[b, 2k + 3]``: a single transfer reads all layers."""
+    return torch.cat(
+        [
+            statistics.top.view(torch.int32).long(),
+            statistics.index,
+            statistics.median.view(torch.int32).long()[:, None],
+            statistics.nan[:, None],
+            statistics.inf[:, None],
+        ],
+        dim=1,
+    )
+
+
+def _measurements(step: int, packed: np.ndarray[Any, Any], probe: Probe, k: int, width: int) -> Measurements:
+    """Unpacks ``[R, n, 2k + 3]``."""
+
+    def floats(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return values.astype(np.int32).view(np.float32).astype(np.float64)
+
+    index = packed[..., k : 2 * k]
+    known = index >= 0
+    position = np.where(known, index // width, -1)
+    token = np.where(known, np.take_along_axis(probe.ids[None], np.maximum(position, 0), axis=2), -1)
+    return Measurements(
+        step=step,
+        top=floats(packed[..., :k]),
+        position=position.astype(np.int32),
+        token=token.astype(np.int32),
+        channel=np.where(known, index % width, -1).astype(np.int32),
+        median=floats(packed[..., 2 * k]),
+        nan=packed[..., 2 * k + 1],
+        inf=packed[..., 2 * k + 2],
+    )
+
+
+def _input_device(model: nn.Module) -> torch.device:
+    """Where the model wants its token ids."""
+    get_embeddings = getattr(model, "get_input_embeddings", None)
+    embeddings = get_embeddings() if callable(get_embeddings) else None
+    parameter = next((embeddings if isinstance(embeddings, nn.Module) else model).parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _forward_arguments(model: nn.Module, ids: Tensor) -> dict[str, Any]:
+    """Arguments that make the forward cheap: no cache, and logits of one position instead of all.
+
+    The signature is read from the class, because mixed precision hides it behind a wrapper on the instance.
+    """
+    inner: Any = getattr(model, "_orig_mod", model)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    accepted = inspect.signature(type(inner).forward).parameters
+    arguments: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
+    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+        arguments["decoder_input_ids"] = ids
+    return {name: value for name, value in arguments.items() if name in accepted}
+
+
+@contextmanager
+def _random_states_kept(device: torch.device) -> Iterator[None]:
+    """Puts back the random states of Python, numpy, torch and the model's accelerator."""
+    python, numpy = random.getstate(), np.random.get_state()
+    accelerator = [] if device.type == "cpu" else [device.index or 0]
+    kind = "cuda" if device.type == "cpu" else device.type
+    try:
+        with torch.random.fork_rng(devices=accelerator, device_type=kind):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each module's own training flag is put back, since a frozen part may be in evaluation."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Keeps torch.compile from compiling the probe. Where dynamo was never loaded nothing can be compiled."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
