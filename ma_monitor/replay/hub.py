@@ -1,0 +1,222 @@
+"""Checkpoints that are revisions of a model on the Hub, one at a time on disk."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ma_monitor.errors import SourceError
+from ma_monitor.replay.sources import TOKENIZER_FILES, Checkpoint, one_per_step, step_of
+
+Result = TypeVar("Result")
+
+SAFE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+PICKLED_WEIGHTS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")
+BESIDE_WEIGHTS = re.compile(r"config\.json|trainer_state\.json|ma_monitor/\w[\w.-]*")
+
+PAPER_STEPS = (0, *(2**i for i in range(10)), *(1000 * round(1 + 142 * i / 25) for i in range(26)))
+PAPER_REVISIONS = tuple(f"step{step}" for step in PAPER_STEPS)
+"""37 of Pythia's 154 revisions. The paper plots 37 checkpoints of a model (Figure 4) and fits 27 or more "regularly
+spaced" ones, without printing which. Here: the released early steps 0, 1, 2, 4 … 512, where most happens, and 26 even
+steps from 1000 to 143000, rounded to the released thousands."""
+
+ATTEMPTS = 5
+FIRST_WAIT = 1.0
+"""Seconds before the second attempt, doubled before each further one; a server's Retry-After goes before it."""
+LONGEST_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Revisions of a model on the Hub; one at a time is on disk, and gone after use."""
+
+    name: str
+    checkpoints: tuple[Checkpoint, ...]
+    problems: tuple[str, ...]
+    revisions: tuple[str, ...]
+
+    def open(self, checkpoint: Checkpoint, scratch: Path) -> AbstractContextManager[Path]:
+        """Downloads the configuration and weights of one revision: safetensors, `.bin` only where there are none.
+
+        Raises:
+            SourceError: If the revision cannot be downloaded or holds no weights.
+        """
+        return self._download(checkpoint.name, scratch, _model_files)
+
+    def open_tokenizer(self, scratch: Path) -> AbstractContextManager[Path]:
+        """Downloads the tokenizer of the last revision.
+
+        Raises:
+            SourceError: If it cannot be downloaded or there is none.
+        """
+        return self._download(self.checkpoints[-1].name, scratch, _tokenizer_files)
+
+    @contextmanager
+    def _download(self, revision: str, scratch: Path, choose: Callable[[list[str]], list[str]]) -> Iterator[Path]:
+        from huggingface_hub import HfApi, snapshot_download
+
+        def fetch(folder: Path) -> Path:
+            info = HfApi().model_info(self.name, revision=revision)
+            files = choose([sibling.rfilename for sibling in info.siblings or ()])
+            if not files:
+                raise SourceError(f"{self.name} holds no configuration, weights or tokenizer to use at {revision}")
+            # The commit instead of the branch: one state for all files, and no reference left in the user's cache.
+            snapshot_download(self.name, revision=info.sha, local_dir=folder, allow_patterns=files)
+            absent = [file for file in files if not (folder / file).is_file()]
+            if absent:  # a client that loses the network may lend what it has
+                raise OSError(f"the download ended without {', '.join(absent)}")
+            return folder
+
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{revision}-") as folder:
+            yield _asked(lambda: fetch(Path(folder)), self.name, revision, self.revisions)
+
+
+def hub_source(repo: str, revisions: str) -> HubSource:
+    """The revisions of a model on the Hub.
+
+    Args:
+        repo: Hub id.
+        revisions: ``all`` (every ``step<N>`` branch), ``paper`` (`PAPER_REVISIONS`), or names with commas between.
+
+    Raises:
+        SourceError: If the model cannot be reached, is gated or unknown, or has none of the revisions.
+    """
+    from huggingface_hub import HfApi
+
+    refs = _asked(lambda: HfApi().list_repo_refs(repo), repo, None, ())
+    branches = tuple(ref.name for ref in refs.branches)
+    known = (*branches, *(ref.name for ref in refs.tags))
+    problems: list[str] = []
+    if revisions == "all":
+        names = [name for name in branches if name.startswith("step") and step_of(name) is not None]
+        if not names:
+            raise SourceError(
+                f"`all` means every step<N> branch, and {repo} has none among {', '.join(known) or 'none'}"
+            )
+    else:
+        asked = PAPER_REVISIONS if revisions == "paper" else tuple(filter(None, map(str.strip, revisions.split(","))))
+        names = [name for name in asked if _usable(name, known, problems)]
+    checkpoints = one_per_step([Checkpoint(step_of(name) or 0, name) for name in names], problems)
+    if not checkpoints:
+        details = "; ".join(problems) or f"got {revisions!r}"
+        raise SourceError(
+            f"revisions must be `all`, `paper` or names such as step0,step1000 that {repo} has: {details}"
+        )
+    return HubSource(repo, checkpoints, tuple(problems), known)
+
+
+def _usable(name: str, known: tuple[str, ...], problems: list[str]) -> bool:
+    """Whether a revision that was asked for exists and tells its step; if not, why is added to the problems."""
+    if name not in known:
+        problems.append(f"{name} left out: no such revision{_nearest(name, known)}")
+    elif step_of(name) is None:
+        problems.append(f"{name} left out: its name does not tell a step, as step1000 does")
+    else:
+        return True
+    return False
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    """The nearest existing names as the end of a sentence."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" (nearest: {', '.join(near)})" if near else ""
+
+
+def _model_files(names: list[str]) -> list[str]:
+    """What of a revision is needed to measure it; empty if configuration or weights are not there."""
+    weights = [name for name in names if SAFE_WEIGHTS.fullmatch(name)]
+    weights = weights or [name for name in names if PICKLED_WEIGHTS.fullmatch(name)]
+    beside = [name for name in names if BESIDE_WEIGHTS.fullmatch(name)]
+    return [*beside, *weights] if weights and "config.json" in beside else []
+
+
+def _tokenizer_files(names: list[str]) -> list[str]:
+    """The tokenizer's files and the configuration that names its class; empty if there is no tokenizer."""
+    found = [name for name in names if "/" not in name and TOKENIZER_FILES.fullmatch(name)]
+    return [*found, *(name for name in names if name == "config.json")] if found else []
+
+
+def _asked(question: Callable[[], Result], repo: str, revision: str | None, known: tuple[str, ...]) -> Result:
+    """The Hub's answer, asked again while the server is busy or cannot be reached.
+
+    Raises:
+        SourceError: If there is no answer, in the user's words.
+    """
+    wait, left = FIRST_WAIT, ATTEMPTS
+    while True:
+        try:
+            return question()
+        except SourceError:
+            raise
+        except Exception as error:  # the client lets its HTTP library's errors through, and changes the library
+            left -= 1
+            pause = _pause(error, wait) if left else None
+            if pause is None:
+                raise _explained(error, repo, revision, known) from error
+        time.sleep(pause)
+        wait *= 2
+
+
+def _pause(error: Exception, wait: float) -> float | None:
+    """Seconds to wait before asking again, None where asking again cannot help."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    chain = _chain(error)
+    if any(isinstance(cause, (OfflineModeIsEnabled, HFValidationError)) for cause in chain):
+        return None
+    for cause in chain:
+        if isinstance(cause, HfHubHTTPError):
+            if cause.response.status_code != 429 and cause.response.status_code < 500:
+                return None
+            after = cause.response.headers.get("Retry-After", "")
+            return min(float(after) if after.isdigit() else wait, LONGEST_WAIT)
+    return wait
+
+
+def _explained(error: Exception, repo: str, revision: str | None, known: tuple[str, ...]) -> SourceError:
+    """What went wrong on the Hub, and what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    for cause in _chain(error):
+        # A gated repository's error is a subclass of the missing one's, so it must be asked for first.
+        if isinstance(cause, GatedRepoError):
+            return SourceError(f"{repo} is gated: accept its terms on its page, then log in with `hf auth login`")
+        if isinstance(cause, RepositoryNotFoundError):
+            return SourceError(
+                f"there is no folder and no public model {repo!r}: check the spelling, or log in if it is private"
+            )
+        if isinstance(cause, RevisionNotFoundError):
+            return SourceError(f"{repo} has no revision {revision}{_nearest(str(revision), known)}")
+        if isinstance(cause, OfflineModeIsEnabled):
+            return SourceError(
+                f"{repo} cannot be read: offline mode is on; unset HF_HUB_OFFLINE, "
+                "or give a folder of step<N> folders that you downloaded before"
+            )
+    at = f" at {revision}" if revision else ""
+    reason = str(error).strip().splitlines() or [""]
+    return SourceError(
+        f"{repo}{at} cannot be read from the Hub ({type(error).__name__}: {reason[0]}); "
+        "check the network and run the same command again"
+    )
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error and what it was raised from; the client wraps a status in an error of its cache."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain

@@ -1,0 +1,217 @@
+"""The real Hub client against a server on the loopback interface."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ma_monitor.errors import SourceError
+from ma_monitor.replay.hub import PAPER_REVISIONS, HubSource, hub_source
+from ma_monitor.replay.sources import Checkpoint, open_source
+
+if TYPE_CHECKING:
+    from tests.replay.conftest import LoopbackHub
+
+REPO = "lab/tiny"
+SAFE = {"config.json": b"{}", "model.safetensors": b"safe" * 1000}
+
+
+def only(revision: str) -> Checkpoint:
+    return Checkpoint(int(revision.removeprefix("step")), revision)
+
+
+def downloaded(source: HubSource, scratch: Path, revision: str) -> dict[str, bytes]:
+    """What a revision's folder holds while it is lent, the client's own records aside."""
+    with source.open(only(revision), scratch) as folder:
+        assert [path.name for path in scratch.iterdir()] == [folder.name]
+        paths = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_all_means_every_step_branch_in_order(hub: LoopbackHub) -> None:
+    hub.repos[REPO] = {name: SAFE for name in ("main", "step1000", "step16", "step2", "dev", "stepx")}
+
+    source = open_source(REPO, "all")
+
+    assert source.checkpoints == (only("step2"), only("step16"), only("step1000"))
+    assert source.problems == ()
+    assert source.name == REPO
+
+
+def test_a_model_without_step_branches_is_refused(hub: LoopbackHub) -> None:
+    hub.repos[REPO] = {"main": SAFE}
+    with pytest.raises(SourceError, match="every step<N> branch, and lab/tiny has none among main"):
+        hub_source(REPO, "all")
+
+
+def test_paper_takes_what_the_model_has_of_pythias_revisions(hub: LoopbackHub) -> None:
+    assert len(PAPER_REVISIONS) == 37
+    assert {"step0", "step1", "step512", "step1000", "step143000"} <= set(PAPER_REVISIONS)
+    hub.repos[REPO] = {name: SAFE for name in ("main", "step0", "step1", "step3000", "step143000")}
+
+    source = hub_source(REPO, "paper")
+
+    assert source.checkpoints == (only("step0"), only("step1"), only("step143000"))
+    assert len(source.problems) == 34
+
+
+def test_a_missing_revision_is_named_with_the_nearest_and_the_rest_kept(hub: LoopbackHub) -> None:
+    hub.repos[REPO] = {name: SAFE for name in ("main", "step1000", "step2000")}
+
+    source = hub_source(REPO, "step1000, step200, main")
+
+    assert source.checkpoints == (only("step1000"),)
+    missing, unnumbered = source.problems
+    assert missing.startswith("step200 left out: no such revision (nearest: step2000")
+    assert unnumbered == "main left out: its name does not tell a step, as step1000 does"
+
+
+def test_only_missing_revisions_are_refused(hub: LoopbackHub) -> None:
+    hub.repos[REPO] = {name: SAFE for name in ("main", "step1000")}
+    with pytest.raises(SourceError, match=r"that lab/tiny has: step100 left out: .* \(nearest: step1000\)"):
+        hub_source(REPO, "step100")
+    with pytest.raises(SourceError, match="got ','"):
+        hub_source(REPO, ",")
+
+
+def test_a_revision_gone_since_the_listing_is_explained(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repos[REPO] = {"step10": SAFE, "step20": SAFE}
+    source = hub_source(REPO, "all")
+    del hub.repos[REPO]["step20"]
+    with pytest.raises(SourceError, match="no revision step20"), source.open(only("step20"), tmp_path):
+        pass
+
+
+def test_only_what_is_needed_is_downloaded_and_nothing_stays(hub: LoopbackHub, tmp_path: Path) -> None:
+    beside = {"trainer_state.json": b"{}", "ma_monitor/run.json": b"{}"}
+    other = {"pytorch_model.bin": b"x", "optimizer.pt": b"x", "tokenizer.json": b"{}", "sub/model.safetensors": b"x"}
+    hub.repos[REPO] = {"step10": SAFE | beside | other}
+    scratch = tmp_path / "scratch"
+
+    assert downloaded(hub_source(REPO, "step10"), scratch, "step10") == SAFE | beside
+
+    assert list(tmp_path.rglob("*")) == [scratch]
+
+
+def test_pickled_weights_are_taken_only_where_there_are_no_others(hub: LoopbackHub, tmp_path: Path) -> None:
+    shards = {"pytorch_model.bin.index.json": b"{}", "pytorch_model-00001-of-00001.bin": b"x"}
+    hub.repos[REPO] = {"step10": {"config.json": b"{}", "README.md": b"x"} | shards}
+
+    assert downloaded(hub_source(REPO, "all"), tmp_path, "step10") == {"config.json": b"{}"} | shards
+
+
+def test_a_failure_while_a_revision_is_lent_leaves_nothing(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repos[REPO] = {"step10": SAFE}
+    source = hub_source(REPO, "all")
+    with pytest.raises(RuntimeError, match="measuring"), source.open(only("step10"), tmp_path):
+        raise RuntimeError("measuring")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("files", [{"config.json": b"{}"}, {"model.safetensors": b"x"}])
+def test_a_revision_without_weights_or_configuration_is_refused(
+    hub: LoopbackHub, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    hub.repos[REPO] = {"step10": files}
+    with (
+        pytest.raises(SourceError, match="holds no configuration, weights or tokenizer to use at step10"),
+        hub_source(REPO, "all").open(only("step10"), tmp_path),
+    ):
+        pass
+
+
+def test_the_tokenizer_of_the_last_revision_is_lent_without_weights(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repos[REPO] = {"step10": SAFE, "step20": SAFE | {"tokenizer.json": b"20"}}
+    with hub_source(REPO, "all").open_tokenizer(tmp_path) as folder:
+        assert (folder / "tokenizer.json").read_bytes() == b"20"
+        assert not (folder / "model.safetensors").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_for_the_revisions_again(hub: LoopbackHub, status: int) -> None:
+    hub.repos[REPO] = {"step10": SAFE}
+    hub.faults = {"/refs$": [status, status]}
+
+    assert hub_source(REPO, "all").checkpoints == (only("step10"),)
+
+    assert hub.requests.count(f"GET /api/models/{REPO}/refs") == 3
+
+
+def test_a_server_that_stays_busy_is_given_up_with_a_reason(hub: LoopbackHub) -> None:
+    hub.repos[REPO] = {"step10": SAFE}
+    hub.faults = {"/refs$": [503] * 50}
+    with pytest.raises(SourceError, match=r"lab/tiny cannot be read from the Hub .*503.* run the same command again"):
+        hub_source(REPO, "all")
+    assert hub.requests.count(f"GET /api/models/{REPO}/refs") == 5
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [{"/revision/": [503, 429]}, {"/tree/": [503]}, {"model.safetensors": [503]}, {"model.safetensors": [0]}],
+    ids=["commit", "listing", "file", "connection broken in the middle of a file"],
+)
+def test_a_passing_fault_during_a_download_does_no_harm(
+    hub: LoopbackHub, tmp_path: Path, faults: dict[str, list[int]]
+) -> None:
+    hub.repos[REPO] = {"step10": SAFE}
+    hub.faults = faults
+
+    assert downloaded(hub_source(REPO, "all"), tmp_path, "step10") == SAFE
+    assert all(not waiting for waiting in hub.faults.values())
+
+
+def test_a_missing_model_is_not_asked_for_twice(hub: LoopbackHub) -> None:
+    with pytest.raises(SourceError, match="no folder and no public model 'lab/absent'"):
+        open_source("lab/absent")
+    assert len(hub.requests) == 1
+
+
+def test_a_gated_model_is_called_gated_and_not_missing(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repos[REPO] = {"step10": SAFE}
+    hub.gated.add(REPO)
+    with (
+        pytest.raises(SourceError, match="lab/tiny is gated: accept its terms"),
+        hub_source(REPO, "all").open(only("step10"), tmp_path),
+    ):
+        pass
+
+
+def test_offline_mode_is_honoured(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SourceError, match="offline mode is on; unset HF_HUB_OFFLINE"):
+        hub_source(REPO, "all")
+    assert hub.requests == []
+
+
+def test_a_hub_that_cannot_be_reached_is_said_so(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    with pytest.raises(SourceError, match=r"cannot be read from the Hub \(ConnectError.*check the network"):
+        hub_source(REPO, "all")
+
+
+def test_endpoint_and_offline_mode_come_from_the_environment(hub_server: LoopbackHub, tmp_path: Path) -> None:
+    hub_server.repos[REPO] = {"step10": SAFE}
+    script = (
+        "from pathlib import Path; from ma_monitor.replay.sources import open_source\n"
+        f"source = open_source({REPO!r})\n"
+        "with source.open(source.checkpoints[0], Path('scratch')) as folder:\n"
+        "    print((folder / 'config.json').read_text())"
+    )
+    environment = os.environ | {"HF_ENDPOINT": hub_server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+
+    def run(**extra: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, cwd=tmp_path, env=environment | extra, capture_output=True, text=True)
+
+    online, offline = run(), run(HF_HUB_OFFLINE="1")
+
+    assert online.returncode == 0, online.stderr
+    assert online.stdout.strip() == "{}"
+    assert "offline mode is on" in offline.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

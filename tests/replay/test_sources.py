@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ma_monitor.errors import SourceError
+from ma_monitor.replay.sources import Checkpoint, folder_source, open_source, step_of
+
+
+def write_checkpoint(folder: Path, *names: str) -> Path:
+    """A folder that looks like a checkpoint; what is in the files does not matter to a source."""
+    folder.mkdir(parents=True)
+    for name in names or ("config.json", "model.safetensors"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("checkpoint-500", 500),
+        ("step0", 0),
+        ("step143000", 143000),
+        ("step-7", 7),
+        ("step_7", 7),
+        ("step1000-tokens4B", 1000),
+        ("neox-14m-step3000", 3000),
+        ("checkpoint-best", None),
+        ("main", None),
+        ("step", None),
+        ("step12x", None),
+        ("footstep12", None),
+    ],
+)
+def test_step_of_reads_the_names_that_trainers_give(name: str, step: int | None) -> None:
+    assert step_of(name) == step
+
+
+@given(st.integers(min_value=0, max_value=10**9), st.sampled_from(["checkpoint-{}", "step{}", "run-a_step{}"]))
+def test_step_of_reads_back_any_step(step: int, form: str) -> None:
+    assert step_of(form.format(step)) == step
+
+
+def test_folder_lists_checkpoints_in_the_order_of_steps(tmp_path: Path) -> None:
+    for name in ("checkpoint-1000", "checkpoint-20", "step3"):
+        write_checkpoint(tmp_path / name)
+    write_checkpoint(tmp_path / "logs")
+    (tmp_path / "checkpoint-7").write_text("a file, not a folder", encoding="utf-8")
+
+    source = folder_source(tmp_path)
+
+    assert [(c.step, c.name) for c in source.checkpoints] == [
+        (3, "step3"),
+        (20, "checkpoint-20"),
+        (1000, "checkpoint-1000"),
+    ]
+    assert source.problems == ()
+    assert source.name == tmp_path.name
+
+
+def test_folder_lends_the_checkpoint_itself_and_leaves_it(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "step3")
+
+    with folder_source(tmp_path).open(Checkpoint(3, "step3"), tmp_path / "scratch") as lent:
+        assert lent == folder
+
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_checkpoint_itself_is_a_source(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "run-step40")
+    write_checkpoint(tmp_path / "run-step50")
+
+    source = folder_source(tmp_path / "run-step40")
+
+    assert source.checkpoints == (Checkpoint(40, "run-step40"),)
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        (("model.safetensors",), "no config.json"),
+        (("config.json",), "no model.safetensors or pytorch_model.bin"),
+        (("config.json", "optimizer.pt"), "no model.safetensors or pytorch_model.bin"),
+        (("config.json", "model.safetensors.index.json"), "model.safetensors.index.json cannot be read"),
+    ],
+)
+def test_a_half_written_checkpoint_is_left_out_and_named(tmp_path: Path, files: tuple[str, ...], why: str) -> None:
+    write_checkpoint(tmp_path / "checkpoint-1")
+    write_checkpoint(tmp_path / "checkpoint-2", *files)
+
+    source = folder_source(tmp_path)
+
+    assert source.checkpoints == (Checkpoint(1, "checkpoint-1"),)
+    (problem,) = source.problems
+    assert problem.startswith("checkpoint-2 left out: half written")
+    assert why in problem
+
+
+@pytest.mark.parametrize("present", [(), ("a.safetensors",), ("a.safetensors", "b.safetensors")])
+def test_shards_must_all_be_there(tmp_path: Path, present: tuple[str, ...]) -> None:
+    write_checkpoint(tmp_path / "checkpoint-1")
+    folder = write_checkpoint(tmp_path / "checkpoint-2", "config.json", *present)
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "a.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+    source = folder_source(tmp_path)
+
+    absent = [name for name in ("a.safetensors", "b.safetensors") if name not in present]
+    assert len(source.checkpoints) == (1 if absent else 2)
+    assert [problem.endswith(", ".join(absent)) for problem in source.problems] == [True] * bool(absent)
+
+
+def test_two_checkpoints_of_one_step_give_one_and_a_problem(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "step5")
+    write_checkpoint(tmp_path / "checkpoint-5")
+
+    source = folder_source(tmp_path)
+
+    assert source.checkpoints == (Checkpoint(5, "checkpoint-5"),)
+    assert source.problems == ("step5 left out: checkpoint-5 is of the same step",)
+
+
+def test_a_folder_without_checkpoints_is_refused_with_what_was_found(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="must hold checkpoint-<step>"):
+        folder_source(tmp_path)
+    write_checkpoint(tmp_path / "step9", "model.safetensors")
+    with pytest.raises(SourceError, match=r"holds none; step9 left out: half written, there is no config\.json"):
+        folder_source(tmp_path)
+
+
+def test_tokenizer_comes_from_the_last_checkpoint_or_beside_it(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "step1")
+    last = write_checkpoint(tmp_path / "step2")
+    source = folder_source(tmp_path)
+
+    with pytest.raises(SourceError, match="needs the model's tokenizer"), source.open_tokenizer(tmp_path):
+        pass
+    (tmp_path / "tokenizer.json").touch()
+    with source.open_tokenizer(tmp_path) as folder:
+        assert folder == tmp_path
+    (last / "tokenizer.json").touch()
+    with source.open_tokenizer(tmp_path) as folder:
+        assert folder == last
+
+
+def test_an_existing_folder_goes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "owner" / "model" / "step4")
+    monkeypatch.chdir(tmp_path)
+
+    assert open_source("owner/model").checkpoints == (Checkpoint(4, "step4"),)
+
+
+@pytest.mark.parametrize("text", ["./nowhere", "/no/such/folder", "a/b/c", "owner/model name"])
+def test_what_is_neither_folder_nor_hub_id_is_refused(text: str) -> None:
+    with pytest.raises(SourceError, match="existing folder or a Hub id"):
+        open_source(text)
