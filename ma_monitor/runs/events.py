@@ -1,0 +1,55 @@
+"""The diary of a run: ``events.jsonl``, one JSON object a line, the only file of a run that knows the time."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ma_monitor.runs.log import SCHEMA_VERSION
+
+LOGGER = logging.getLogger("ma_monitor")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a run: when (ISO 8601, UTC), of what kind, in words."""
+
+    time: str
+    kind: str
+    message: str
+
+
+def add_event(path: Path, kind: str, message: str) -> None:
+    """Appends a line.
+
+    Never raises: events tell of faults, and a full disk must not turn the telling into another one. What cannot be
+    written is warned about instead.
+    """
+    time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    line = json.dumps({"schema_version": SCHEMA_VERSION, "time": time, "kind": kind, "message": message}) + "\n"
+    try:
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, 2)
+                torn = file.read(1) != b"\n"
+                line = "\n" + line if torn else line
+            file.write(line.encode())
+    except OSError as error:
+        LOGGER.warning("%s: cannot be written (%s); not recorded: %s: %s", path, error.strerror or error, kind, message)
+
+
+def read_events(path: Path) -> tuple[Event, ...]:
+    """Every event in order; a line that was cut short is left out."""
+    if not path.exists():
+        return ()
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            words = json.loads(line)
+            events.append(Event(str(words["time"]), str(words["kind"]), str(words["message"])))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return tuple(events)

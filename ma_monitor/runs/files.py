@@ -1,0 +1,122 @@
+"""Small facts about files: replace one atomically, read bounded JSON, be the only writer."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ma_monitor.errors import StoreError
+
+JSON_LIMIT = 64 * 2**20
+"""No document of a run comes near this size in bytes; a larger one is not ours."""
+
+
+def replace_file(path: Path, write: Callable[[Path], object], *, sync: bool = False) -> None:
+    """Replaces a file so that a reader, or a crash, sees the old content or the new, never half of one.
+
+    Args:
+        path: File to make or replace.
+        write: Writes the new content to the path that it is given: a temporary file in the same folder.
+        sync: Wait until the content is on the disk, so that it survives a loss of power.
+
+    Raises:
+        OSError: If the folder cannot be written; what was there stays.
+    """
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        write(temporary)
+        if sync:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Makes a folder, or replaces it, so that it is whole or not there: it is written beside and renamed.
+
+    Args:
+        folder: What to make or replace.
+        write: Fills the empty folder that it is given.
+
+    Raises:
+        OSError: If the parent folder cannot be written; what was there stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+        new = Path(beside) / "new"
+        new.mkdir()
+        write(new)
+        if folder.exists():
+            folder.rename(Path(beside) / "old")
+        new.rename(folder)
+
+
+def write_json(path: Path, document: dict[str, Any], *, sync: bool = False) -> None:
+    """Replaces a JSON file atomically.
+
+    Raises:
+        ValueError: If the document holds NaN, an infinity or a cycle.
+        TypeError: If it holds what JSON has no word for.
+        OSError: If the folder cannot be written.
+    """
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    replace_file(path, lambda temporary: temporary.write_bytes(text.encode()), sync=sync)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object written by `write_json`, trusting nothing about it.
+
+    Raises:
+        StoreError: If the file cannot be read, is too large, or is not one JSON object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > JSON_LIMIT:
+            raise StoreError(f"{path}: a run's JSON file has at most {JSON_LIMIT} bytes, this one has {size}")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: not a JSON file that ma_monitor wrote ({error})") from error
+    if not isinstance(document, dict):
+        raise StoreError(f"{path}: must hold a JSON object, holds a {type(document).__name__}")
+    return document
+
+
+def lock(file: BinaryIO) -> bool:
+    """Makes this open file the only writer, without waiting.
+
+    The lock goes when the file is closed and when the process dies, so a killed run leaves none behind.
+
+    Returns:
+        Whether the file is locked; False where the system or the file system knows no locks.
+
+    Raises:
+        BlockingIOError: If another open file holds the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return False
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise BlockingIOError(error.errno, error.strerror) from error
+        return False
+    return True
+
+
+def unlock(file: BinaryIO) -> None:
+    """Gives the lock up, also where a forked child (a data loader's worker) still holds a copy of the open file."""
+    import fcntl
+
+    fcntl.flock(file.fileno(), fcntl.LOCK_UN)

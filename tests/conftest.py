@@ -1,0 +1,39 @@
+"""What all tests share: the shared data, fixed seeds, and Hypothesis without a clock."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+SEED = 20240607
+
+settings.register_profile("ma_monitor", deadline=None, derandomize=True)
+settings.load_profile("ma_monitor")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of shared data: ``$MA_MONITOR_SHARED/data``, else ``../shared/data`` beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    data = Path(os.environ.get("MA_MONITOR_SHARED", beside)) / "data"
+    if not data.is_dir():
+        pytest.skip(f"no shared data at {data}; set MA_MONITOR_SHARED to the folder that holds `data`")
+    return data
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Every test starts from the same state of Python's and numpy's global generators (torch's: where it is used)."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator that gives the same numbers in every run of a test."""
+    return np.random.default_rng(SEED)
