@@ -17,7 +17,7 @@ class MonitorConfig:
     """How a monitor behaves. The defaults work.
 
     Attributes:
-        every: Updates between measurements. Step 0, Pythia's powers of two up to 512 and the last step are measured too.
+        every: Updates between measurements. Step 0, Pythia's powers of two up to 512 and the last step come besides.
         k: Largest entries kept per sequence.
         ratio: How the probe's sequences are reduced: ``ratio_of_means`` (Eq. 8) or ``mean_of_ratios`` (Eq. 6 and 7).
         batch_size: Probe sequences per forward; None for all at once.

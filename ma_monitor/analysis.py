@@ -1,0 +1,99 @@
+"""What a run's measurements say at some step: its fits and its forecast, always computed cold from all points.
+
+Live, replayed, resumed and offline use all come through here, which is why they agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ma_monitor.errors import ConfigError
+from ma_monitor.numerics.fit import Fit, fit_trajectories
+from ma_monitor.numerics.forecast import Forecast, forecast
+from ma_monitor.runs.store import Run
+
+FIRST_REFIT = 6
+"""Points of the first fit: one more than the curve has parameters."""
+GROWTH = 1.05
+"""A refit is due when the history has grown by this factor."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Fits and forecast of a run's layers 1 … L, from the measurements up to step ``at``."""
+
+    at: int
+    fits: tuple[Fit, ...]
+    forecast: Forecast
+
+    def fits_document(self) -> dict[str, Any]:
+        """The fits as ``ma-monitor fit --json`` prints them."""
+        return {"at": self.at, "layers": [{"layer": i, **fit.to_dict()} for i, fit in enumerate(self.fits, start=1)]}
+
+
+def refit_due(points: int) -> bool:
+    """Whether a history of this many points is to be fitted again.
+
+    A function of the number alone (6, 7, …, 20, 21, 23, 25, …): a resumed or replayed run refits at the same points.
+    """
+    due = FIRST_REFIT
+    while due < points:
+        due = max(due + 1, math.ceil(GROWTH * due))
+    return due == points
+
+
+def analyse(run: Run, *, at: int | None = None) -> Analysis:
+    """Fits and forecasts a run from its measurements up to step ``at`` (default: all).
+
+    Raises:
+        ConfigError: If nothing was measured up to ``at``.
+    """
+    fits = fit_run(run, at=at)
+    prediction = forecast_run(run, at=at)
+    return Analysis(int(prediction.at), fits, prediction)
+
+
+def fit_run(run: Run, *, at: int | None = None, rank: int = 1) -> tuple[Fit, ...]:
+    """The paper's curve and the other hypotheses, fitted to layers 1 … L in steps."""
+    seen = _seen(run, at)
+    return fit_trajectories(run.steps[:seen], run.ratios(rank)[:, :seen], total_steps=_total(run, seen))
+
+
+def forecast_run(
+    run: Run,
+    *,
+    at: int | None = None,
+    until: int | None = None,
+    grid: Sequence[int] | None = None,
+    rank: int = 1,
+) -> Forecast:
+    """The forecast of layers 1 … L; uses the plan in force at ``at`` and no measurement after it."""
+    seen = _seen(run, at)
+    plan = run.plan_at(int(run.steps[seen - 1]))
+    return forecast(
+        run.steps[:seen],
+        run.ratios(rank)[:, :seen],
+        until=until,
+        grid=None if grid is None else np.asarray(grid, dtype=np.int64),
+        lr=None if plan is None else plan.lr,
+        total_steps=None if plan is None else plan.total_steps,
+    )
+
+
+def _seen(run: Run, at: int | None) -> int:
+    """How many measured steps lie at or before ``at``."""
+    seen = len(run.steps) if at is None else int(np.searchsorted(run.steps, at, side="right"))
+    if seen == 0:
+        have = f"its first is step {run.steps[0]}" if len(run.steps) else "it holds none"
+        raise ConfigError(f"a fit or forecast needs a measurement at or before step {at}; of {run.path.name}, {have}")
+    return seen
+
+
+def _total(run: Run, seen: int) -> int | None:
+    plan = run.plan_at(int(run.steps[seen - 1]))
+    return None if plan is None else plan.total_steps

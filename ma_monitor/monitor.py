@@ -1,0 +1,252 @@
+"""The single path: measure → record → refit → forecast → emit. Live training and replay both drive this."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ma_monitor.analysis import Analysis, analyse, refit_due
+from ma_monitor.config import MonitorConfig
+from ma_monitor.errors import StoreError
+from ma_monitor.runs.records import Measurements, Plan, RunMeta
+from ma_monitor.runs.store import Run
+from ma_monitor.sinks.base import Sink
+from ma_monitor.sinks.metrics import emission
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ma_monitor.measure.probe import Probe
+    from ma_monitor.numerics.forecast import Forecast
+
+_LOGGER = logging.getLogger("ma_monitor")
+_VERSIONS_OF = ("ma_monitor", "torch", "transformers", "numpy", "scipy")
+
+
+class Observer:
+    """Keeps a run and shows what it says, wherever the measurements come from.
+
+    Nothing that goes wrong in here reaches the caller: it is warned about once, recorded in the run as a ``fault``
+    event, and left out (``MonitorConfig(strict=True)`` raises instead).
+
+    Attributes:
+        run: The open run; None on a process that only takes part in a sharded model's forward.
+        config: How to behave.
+        sinks: Where emissions go; may be replaced at any time.
+        latest: Fits and forecast of the last refit, None before the first.
+        seconds: Wall seconds spent in here.
+    """
+
+    def __init__(self, run: Run | None, config: MonitorConfig | None = None, *, sinks: Sequence[Sink] = ()) -> None:
+        """Observes for ``run``, which it closes in the end."""
+        self.run = run
+        self.config = config or MonitorConfig()
+        self.sinks = sinks
+        self.latest: Analysis | None = None
+        self.seconds = 0.0
+        self._warned: set[tuple[str, str]] = set()
+
+    def observe(self, measurements: Measurements, *, final: bool = False) -> None:
+        """Records measurements, refits and forecasts where due, and emits.
+
+        Args:
+            measurements: What was measured.
+            final: Whether the training ends here.
+        """
+        run = self.run
+        if run is None:
+            return
+        with self._timed(), self._guarded("recording a measurement"):
+            run.append(measurements)
+            self._show(run, analysed=final or refit_due(len(run.steps)))
+
+    def finish(self) -> None:
+        """Refits and forecasts from everything measured, unless the last measurement did."""
+        run = self.run
+        if run is None or len(run.steps) == 0 or (self.latest and self.latest.at == run.steps[-1]):
+            return
+        with self._timed():
+            self._show(run, analysed=True)
+
+    def forecast(self) -> Forecast | None:
+        """The forecast from everything measured so far, None before the first measurement."""
+        if self.run is None or len(self.run.steps) == 0:
+            return None
+        if self.latest is None or self.latest.at != self.run.steps[-1]:
+            return analyse(self.run).forecast
+        return self.latest.forecast
+
+    def close(self) -> None:
+        """Flushes the sinks and closes the run. May be called twice."""
+        for sink in self.sinks:
+            with self._guarded(f"closing {sink.name}"):
+                sink.close()
+        if self.run is not None:
+            with self._guarded("closing the run"):
+                self.run.close()
+
+    def fault(self, what: str, error: Exception) -> None:
+        """Warns once of this kind of fault in ``what`` and records it in the run."""
+        kind = (what, type(error).__name__)
+        if kind in self._warned:
+            return
+        self._warned.add(kind)
+        message = f"{what} failed and is left out; training goes on. {type(error).__name__}: {error}"
+        _LOGGER.warning("ma_monitor: %s", message)
+        try:
+            if self.run is not None:
+                self.run.event("fault", message)
+        except (OSError, StoreError):
+            _LOGGER.warning("ma_monitor: the run directory cannot be written, so this fault is not recorded there")
+
+    def _show(self, run: Run, *, analysed: bool) -> None:
+        """Emits the last measurement, with fits and forecast where those are due."""
+        analysis = None
+        if analysed:
+            with self._guarded("the fit and forecast"):
+                analysis = self.latest = analyse(run)
+                run.write_document("fits", analysis.fits_document())
+                run.write_document("forecast", analysis.forecast.to_dict())
+        with self._guarded("preparing what is shown"):
+            shown = emission(run.meta, run.steps, run.ratios(), analysis)
+            for sink in self.sinks:
+                with self._guarded(f"the {sink.name} sink"):
+                    sink.emit(shown)
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """Keeps a fault in ``what`` from the training."""
+        try:
+            yield
+        except Exception as error:
+            if self.config.strict:
+                raise
+            self.fault(what, error)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Counts the wall time spent."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+class Monitor(Observer):
+    """Measures a model at due steps, keeps the run, and shows what it says.
+
+    In any training loop: build it before the first update and call ``monitor.step(updates_done)`` after each, 0
+    included; call ``monitor.step(updates_done, final=True)`` and ``monitor.close()`` at the end.
+
+    Attributes:
+        model: What is measured; assign another of the same shape to go on with that one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Probe,
+        config: MonitorConfig | None = None,
+        *,
+        run_dir: str | Path,
+        schedule: Any = None,
+        total_steps: int | None = None,
+        batch: int | None = None,
+        sinks: Sequence[Sink] = (),
+        resume_from: int | None = None,
+        writes: bool = True,
+    ) -> None:
+        """Checks model and probe and opens the run.
+
+        Args:
+            model: A causal language model or anything with a residual stream; as the training calls it.
+            probe: What is measured.
+            config: How; the defaults work.
+            run_dir: Where the run is kept.
+            schedule: The planned learning rate: an array, a name such as ``cosine:warmup=.01``, a file, a scheduler.
+            total_steps: Planned number of updates.
+            batch: Sequences per update, for the record.
+            sinks: Where emissions go.
+            resume_from: Continue the run in ``run_dir`` from this step, whose later measurements are superseded; None
+                starts a new run.
+            writes: False on processes that must run a sharded model's forward with the others but record nothing.
+
+        Raises:
+            ModelError: If the model cannot be measured.
+            ConfigError: If the probe does not fit the model, or the schedule breaks a rule.
+            StoreError: If ``run_dir`` already holds a run that is not to be continued, or cannot be.
+        """
+        from ma_monitor.measure.forward import precision_of
+        from ma_monitor.measure.layers import context_length, describe_model
+
+        super().__init__(None, config, sinks=sinks)
+        self.model = model
+        self._probe = probe
+        with self._timed():
+            shape = describe_model(model)
+            probe.check(shape.vocabulary, context_length(model))
+            precision = precision_of(model)
+            if writes:
+                meta = RunMeta(shape, probe.info, self.config.k, 0, self.config.ratio, precision, _versions())
+                plan = make_plan(schedule, total_steps, batch, from_step=resume_from or 0)
+                self.run = _open(Path(run_dir), meta, plan, resume_from)
+        measured = self.run is not None and len(self.run.steps) > 0
+        self._last_step = int(self.run.steps[-1]) if self.run is not None and measured else None
+
+    def step(self, step: int, *, final: bool = False, force: bool = False) -> bool:
+        """Tells the monitor that ``step`` updates are done; it measures where that is due.
+
+        Args:
+            step: Optimizer updates done.
+            final: Whether the training ends here: measures (unless this step was), refits and forecasts.
+            force: Measure although it is not due.
+
+        Returns:
+            Whether a measurement was made.
+        """
+        if step == self._last_step or not (final or force or self.config.due(step)):
+            if final:
+                self.finish()
+            return False
+        self._last_step = step
+        measurements = None
+        with self._timed(), self._guarded("the probe"):
+            measurements = self._measure(step)
+        if measurements is not None:
+            self.observe(measurements, final=final)
+        return measurements is not None
+
+    def _measure(self, step: int) -> Measurements:
+        from ma_monitor.measure.forward import measure
+
+        return measure(self.model, self._probe, step, k=self.config.k, batch_size=self.config.batch_size)
+
+
+def make_plan(schedule: Any, total_steps: int | None, batch: int | None, *, from_step: int = 0) -> Plan:
+    """The plan as a run stores it.
+
+    Raises:
+        ConfigError: If the schedule breaks a rule.
+    """
+    if schedule is None:
+        return Plan(from_step, total_steps, None, batch, "unknown")
+    from ma_monitor.schedule import planned_rates
+
+    planned = planned_rates(schedule, total_steps)
+    return Plan(from_step, total_steps, planned.lr, batch, planned.schedule)
+
+
+def _open(path: Path, meta: RunMeta, plan: Plan, resume_from: int | None) -> Run:
+    if resume_from is None:
+        return Run.create(path, meta, plan)
+    return Run.continue_(path, meta, plan, from_step=resume_from)
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _VERSIONS_OF}
