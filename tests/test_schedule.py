@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.scheduler import AcceleratedScheduler  # type: ignore[import-untyped]
+from accelerate.state import PartialState  # type: ignore[import-untyped]
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch.optim import lr_scheduler as torch_schedules
+
+from ma_monitor.errors import ConfigError
+from ma_monitor.schedule import planned_rates
+
+TOTAL = 40
+PEAK = 3e-3
+
+Optimizer = torch.optim.Optimizer
+Make = Callable[[Optimizer], Any]
+
+
+def _sequential(optimizer: Optimizer) -> torch_schedules.SequentialLR:
+    warm = torch_schedules.LinearLR(optimizer, start_factor=0.1, total_iters=5)
+    fall = torch_schedules.CosineAnnealingLR(optimizer, T_max=25)
+    tail = torch_schedules.ExponentialLR(optimizer, gamma=0.9)
+    return torch_schedules.SequentialLR(optimizer, [warm, fall, tail], milestones=[5, 30])
+
+
+def _chained(optimizer: Optimizer) -> torch_schedules.ChainedScheduler:
+    first = torch_schedules.ConstantLR(optimizer, factor=0.1, total_iters=7)
+    return torch_schedules.ChainedScheduler([first, torch_schedules.ExponentialLR(optimizer, gamma=0.95)], optimizer)
+
+
+def _onecycle(optimizer: Optimizer) -> torch_schedules.OneCycleLR:
+    return torch_schedules.OneCycleLR(optimizer, max_lr=[PEAK, 2 * PEAK], total_steps=TOTAL)
+
+
+def _named(name: str, **kwargs: Any) -> Make:
+    def make(optimizer: Optimizer) -> Any:
+        return transformers.get_scheduler(name, optimizer, 4, TOTAL, scheduler_specific_kwargs=kwargs)
+
+    return make
+
+
+MAKERS: dict[str, Make] = {
+    "lambda": lambda o: torch_schedules.LambdaLR(o, lambda s: 1 / (1 + s)),
+    "multiplicative": lambda o: torch_schedules.MultiplicativeLR(o, lambda s: 0.97),
+    "step": lambda o: torch_schedules.StepLR(o, step_size=7, gamma=0.5),
+    "multistep": lambda o: torch_schedules.MultiStepLR(o, milestones=[3, 20]),
+    "cosine": lambda o: torch_schedules.CosineAnnealingLR(o, T_max=TOTAL, eta_min=1e-5),
+    "restarts": lambda o: torch_schedules.CosineAnnealingWarmRestarts(o, T_0=6, T_mult=2),
+    "polynomial": lambda o: torch_schedules.PolynomialLR(o, total_iters=TOTAL, power=2.0),
+    "cyclic": lambda o: torch_schedules.CyclicLR(o, base_lr=1e-4, max_lr=PEAK, step_size_up=6, mode="triangular2"),
+    "onecycle": _onecycle,
+    "sequential": _sequential,
+    "chained": _chained,
+    "transformers linear": _named("linear"),
+    "transformers cosine": _named("cosine"),
+    "transformers restarts": _named("cosine_with_restarts", num_cycles=2),
+    "transformers polynomial": _named("polynomial"),
+    "transformers constant": _named("constant"),
+    "transformers warm-up": _named("constant_with_warmup"),
+    "transformers inverse sqrt": _named("inverse_sqrt"),
+    "transformers min lr": _named("cosine_with_min_lr", min_lr_rate=0.1),
+    "transformers min lr warm-up": _named("cosine_warmup_with_min_lr", min_lr_rate=0.1),
+    "transformers wsd": _named("warmup_stable_decay", num_decay_steps=10),
+}
+
+
+def _optimizer() -> torch.optim.AdamW:
+    """Two groups; the second has most parameters and twice the rate."""
+    small, large = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3, 4))
+    groups: list[dict[str, Any]] = [{"params": [small]}, {"params": [large], "lr": 2 * PEAK}]
+    return torch.optim.AdamW(groups, lr=PEAK)
+
+
+def _train(optimizer: Optimizer, schedule: Any, updates: int) -> list[float]:
+    """Rate of the second group in each of so many real updates."""
+    used = []
+    for _ in range(updates):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = p.detach().sin()
+        used.append(float(optimizer.param_groups[1]["lr"]))
+        optimizer.step()
+        schedule.step()
+    return used
+
+
+def _rates(schedule: object, total: int | None = TOTAL, optimizer: object = None) -> NDArray[np.float64]:
+    lr = planned_rates(schedule, total, optimizer).lr
+    assert lr is not None
+    return lr
+
+
+def _state(optimizer: Optimizer, schedule: Any) -> str:
+    return repr((optimizer.state_dict(), schedule.state_dict()))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_scheduler_gives_the_rates_that_training_uses(name: str) -> None:
+    optimizer = _optimizer()
+    schedule = MAKERS[name](optimizer)
+    planned = _rates(schedule)
+    assert planned.shape == (TOTAL + 1,)
+    np.testing.assert_array_equal(planned[:TOTAL], _train(optimizer, schedule, TOTAL))
+
+
+@pytest.mark.parametrize("done", [1, 5, 17, TOTAL - 1, TOTAL])
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_scheduler_that_was_stepped_gives_the_same_array(name: str, done: int) -> None:
+    optimizer = _optimizer()
+    schedule = MAKERS[name](optimizer)
+    at_start = planned_rates(schedule, TOTAL)
+    _train(optimizer, schedule, done)
+    later = planned_rates(schedule, TOTAL)
+    assert later.lr is not None
+    np.testing.assert_array_equal(later.lr, _rates(MAKERS[name](_optimizer())))
+    assert later.schedule == at_start.schedule
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_neither_the_scheduler_nor_the_optimizer_is_touched(name: str) -> None:
+    ends = []
+    for look in (False, True):
+        optimizer = _optimizer()
+        schedule = MAKERS[name](optimizer)
+        for _ in range(4):
+            before = _state(optimizer, schedule)
+            if look:
+                planned_rates(schedule, TOTAL)
+            assert _state(optimizer, schedule) == before
+            _train(optimizer, schedule, 5)
+        ends.append(
+            (_state(optimizer, schedule), [p.detach().clone() for g in optimizer.param_groups for p in g["params"]])
+        )
+    assert ends[0][0] == ends[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(ends[0][1], ends[1][1], strict=True))
+
+
+def test_a_resumed_scheduler_gives_the_same_array() -> None:
+    optimizer = _optimizer()
+    schedule = _sequential(optimizer)
+    whole = _rates(schedule)
+    _train(optimizer, schedule, 12)
+    saved = copy.deepcopy((optimizer.state_dict(), schedule.state_dict()))
+    optimizer = _optimizer()
+    schedule = _sequential(optimizer)
+    optimizer.load_state_dict(saved[0])
+    schedule.load_state_dict(saved[1])
+    np.testing.assert_array_equal(_rates(schedule), whole)
+
+
+def test_a_schedule_changed_at_the_resume_is_said() -> None:
+    optimizer = _optimizer()
+    schedule = torch_schedules.LambdaLR(optimizer, lambda s: 1 / (1 + s))
+    _train(optimizer, schedule, 10)
+    changed = torch_schedules.LambdaLR(optimizer, lambda s: 0.5)
+    schedule.lr_lambdas = changed.lr_lambdas
+    optimizer.param_groups[1]["lr"] = 2 * PEAK / 11  # as training left it
+    rates = planned_rates(schedule, TOTAL)
+    assert rates.schedule == "LambdaLR; before step 10 as this schedule would have been"
+    assert rates.lr is not None
+    np.testing.assert_array_equal(rates.lr[[9, 10, 11]], [PEAK, 2 * PEAK / 11, PEAK])
+
+
+def test_a_plan_that_has_been_passed_gives_its_own_rates() -> None:
+    optimizer = _optimizer()
+    schedule = torch_schedules.ExponentialLR(optimizer, gamma=0.9)
+    whole = _rates(schedule, 10)
+    _train(optimizer, schedule, 25)
+    np.testing.assert_array_equal(_rates(schedule, 10), whole)
+
+
+def test_onecycle_holds_its_last_rate_past_its_end() -> None:
+    schedule = _onecycle(_optimizer())
+    longer = _rates(schedule, TOTAL + 9)
+    assert longer[-1] == longer[TOTAL + 1] < longer[TOTAL // 2]
+
+
+@pytest.mark.parametrize("name", ["transformers cosine", "onecycle", "cosine"])
+@pytest.mark.parametrize("split", [False, True])
+def test_accelerates_wrapper_steps_once_a_process(name: str, split: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    Accelerator(cpu=True)
+    monkeypatch.setitem(PartialState().__dict__, "num_processes", 3)
+    optimizer = _optimizer()
+    optimizer.step_was_skipped = False  # type: ignore[attr-defined]
+    wrapped = AcceleratedScheduler(MAKERS[name](optimizer), optimizer, split_batches=split)
+    fresh = _rates(wrapped)
+    np.testing.assert_array_equal(fresh[:20], _train(optimizer, wrapped, 20))
+    same_end = slice(None) if name != "onecycle" or split else slice(0, TOTAL // 3)
+    np.testing.assert_array_equal(_rates(wrapped)[same_end], fresh[same_end])
+
+
+def test_a_wrapper_that_leaves_stepping_to_an_engine_counts_once() -> None:
+    class EngineSteps(AcceleratedScheduler):  # type: ignore[misc]
+        def step(self, *args: Any, **kwargs: Any) -> None:
+            """The engine steps."""
+
+    schedule = torch_schedules.ExponentialLR(_optimizer(), gamma=0.9)
+    np.testing.assert_array_equal(_rates(EngineSteps(schedule, [])), _rates(schedule))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch_schedules.ReduceLROnPlateau,
+        lambda o: transformers.get_scheduler("greedy", o),
+        lambda o: transformers.optimization.AdafactorSchedule(o, PEAK),  # type: ignore[no-untyped-call]
+    ],
+)
+def test_what_training_decides_holds_the_present_rate(make: Make) -> None:
+    optimizer = _optimizer()
+    rates = planned_rates(make(optimizer), TOTAL)
+    assert "cannot be known in advance" in rates.schedule
+    assert "is held" in rates.schedule
+    assert rates.lr is not None
+    np.testing.assert_array_equal(rates.lr, np.full(TOTAL + 1, optimizer.param_groups[1]["lr"]))
+
+
+def test_a_scheduler_that_breaks_holds_the_present_rate() -> None:
+    class Broken(torch_schedules.LRScheduler):
+        def get_lr(self) -> list[float]:  # type: ignore[override]
+            if self.last_epoch > 3:
+                raise RuntimeError("no more")
+            return [float(g["lr"]) for g in self.optimizer.param_groups]
+
+    rates = planned_rates(Broken(_optimizer()), TOTAL)
+    assert "could not be replayed (RuntimeError('no more'))" in rates.schedule
+    assert rates.lr is not None
+    assert set(rates.lr) == {2 * PEAK}
+
+
+def test_no_scheduler_holds_the_optimizers_rate() -> None:
+    rates = planned_rates(None, TOTAL, _optimizer())
+    assert rates.schedule == "no scheduler: the present rate 0.006 is held"
+    assert rates.lr is not None
+    assert set(rates.lr) == {2 * PEAK}
+
+
+def test_an_unknown_length_gives_no_rates() -> None:
+    optimizer = _optimizer()
+    assert planned_rates(_chained(optimizer), None).lr is None
+    assert planned_rates(None, None, optimizer).lr is None
+    assert planned_rates(None, TOTAL).schedule == "unknown"
+    with pytest.raises(ConfigError, match="planned length, which is unknown; give total_steps"):
+        planned_rates("cosine", None)
+
+
+def test_a_tensor_rate_is_read() -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=torch.tensor(PEAK))
+    schedule = torch_schedules.LambdaLR(optimizer, lambda s: 0.5**s)
+    np.testing.assert_allclose(_rates(schedule, 3), PEAK * 0.5 ** np.arange(4), rtol=1e-6)  # a float32 rate
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(PEAK)
+
+
+def _reference(name: str, s: int, total: int, warmup: float, floor: float, decay: float) -> float:
+    """One rate of a named schedule, written out."""
+    warm = math.ceil(warmup * total)
+    if s < warm:
+        return s / warm
+    if name == "constant":
+        return 1.0
+    start = total - math.floor(decay * total) if name == "wsd" else warm
+    if s < start:
+        return 1.0
+    done = (s - start) / max(1, total - start)
+    return 1 - (1 - floor) * ((1 - math.cos(math.pi * done)) / 2 if name == "cosine" else done)
+
+
+@given(
+    name=st.sampled_from(["constant", "linear", "cosine", "wsd"]),
+    total=st.integers(1, 300),
+    warmup=st.sampled_from([0.0, 0.01, 0.1, 0.5]),
+    floor=st.sampled_from([0.0, 0.1, 1.0]),
+    decay=st.sampled_from([0.0, 0.2, 0.5]),
+)
+def test_named_schedules(name: str, total: int, warmup: float, floor: float, decay: float) -> None:
+    options = f"warmup={warmup}"
+    options += f",floor={floor}" if name != "constant" else ""
+    options += f",decay={decay}" if name == "wsd" else ""
+    lr = _rates(f"{name}:{options}", total)
+    floor = 1.0 if name == "constant" else floor
+    wanted = [_reference(name, s, total, warmup, floor, decay) for s in range(total + 1)]
+    np.testing.assert_allclose(lr, wanted, rtol=0, atol=1e-12)  # rates are of size 1, and few operations round
+
+
+def test_a_name_agrees_with_the_trainers_own_scheduler() -> None:
+    optimizer = _optimizer()
+    live = _rates(transformers.get_cosine_schedule_with_warmup(optimizer, 4, TOTAL))
+    np.testing.assert_allclose(_rates("cosine:warmup=.1"), live / (2 * PEAK), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("cosin", "a schedule is one of constant, linear, cosine, wsd or a file"),
+        ("", "a schedule is one of"),
+        ("linear:decay=.1", "the schedule 'linear' takes warmup, floor, got 'decay=.1'"),
+        ("linear:warmup", "must be a fraction from 0 to 1, got 'warmup'"),
+        ("cosine:warmup=100", "must be a fraction from 0 to 1, got 'warmup=100'"),
+        ("cosine:floor=nan", "must be a fraction from 0 to 1, got 'floor=nan'"),
+        ("wsd:warmup=.6,decay=.5", "warm-up and decay must fit into the planned length"),
+    ],
+)
+def test_bad_names(text: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        planned_rates(text, TOTAL)
+
+
+@pytest.mark.parametrize("total", [0, -3, True])
+def test_a_plan_has_a_length(total: int) -> None:
+    with pytest.raises(ConfigError, match="the planned length must be at least 1 update"):
+        planned_rates("linear", total)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "json", "csv", "object.json", "header.csv"])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_files(tmp_path: Path, suffix: str, extra: int) -> None:
+    lr = np.linspace(1.0, 0.1, TOTAL + extra)
+    path = tmp_path / f"rates.{suffix}"
+    if suffix == "npy":
+        np.save(path, lr)
+    elif suffix == "npz":
+        np.savez(path, lr=lr)
+    elif suffix == "json":
+        path.write_text(json.dumps(lr.tolist()))
+    elif suffix == "object.json":
+        path.write_text(json.dumps({"lr": lr.tolist()}))
+    else:
+        path.write_text("lr\n" * suffix.startswith("header") + "\n".join(map(repr, lr.tolist())))
+    for source in (path, str(path)):
+        rates = planned_rates(source, TOTAL)
+        assert rates.lr is not None
+        np.testing.assert_array_equal(rates.lr, np.append(lr, lr[-1])[: TOTAL + 1])
+        assert rates.schedule == f"from {path.name}"
+    np.testing.assert_array_equal(_rates(path, None), lr)
+
+
+def test_a_csv_of_some_steps_is_interpolated(tmp_path: Path) -> None:
+    path = tmp_path / "rates.csv"
+    path.write_text("step,loss,lr\n0,3.1,1.0\n10,3.0,0.5\n20,2.9,0.5\n")
+    rates = planned_rates(path, 30)
+    assert rates.lr is not None
+    np.testing.assert_allclose(rates.lr[[0, 5, 10, 15, 30]], [1.0, 0.75, 0.5, 0.5, 0.5], rtol=1e-15)
+    assert rates.schedule == "from rates.csv, interpolated"
+    assert _rates(path, None).shape == (21,)
+
+
+def test_the_shared_runs_hold_their_rates(shared_data: Path) -> None:
+    assert _rates(shared_data / "runs" / "neox-70m.npz", 10_000).shape == (10_001,)
+
+
+def test_given_rates_are_taken() -> None:
+    np.testing.assert_array_equal(_rates([1.0, 0.5], 2), [1.0, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ([1.0, "a"], "rates must be numbers"),
+        ([[1.0, 2.0]], "rates must be one list"),
+        ([], "rates must be one list"),
+        ([1.0, -1.0], "finite, not negative and not all 0"),
+        ([1.0, math.nan], "finite, not negative and not all 0"),
+        ([0.0, 0.0], "finite, not negative and not all 0"),
+        ([1.0, 1.0, 1.0, 1.0], "a plan of 2 updates needs 2 rates"),
+    ],
+)
+def test_bad_rates(values: list[Any], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        planned_rates(values, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("gone.npy", None, "must be readable as .npy"),
+        ("bad.npz", "not a zip", "must be readable as .npz"),
+        ("bad.json", "{", "must be readable as .json"),
+        ("other.json", '{"rates": [1]}', "must be readable as .json"),
+        ("bad.csv", "lr\nfast\n", "must be readable as .csv"),
+        ("empty.csv", "", "rates must be one list"),
+        ("empty.json", '{"log_history": [], "max_steps": 5}', "needs at least one learning rate"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: str | None, rule: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=rule):
+        planned_rates(tmp_path / name, TOTAL)
+
+
+def test_a_file_without_lr_or_of_another_kind(tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", rates=np.ones(3))
+    with pytest.raises(ConfigError, match=r"must be readable as \.npz"):
+        planned_rates(tmp_path / "other.npz", 3)
+    with pytest.raises(ConfigError, match="a file of rates must be one of"):
+        planned_rates(tmp_path / "rates.txt", 3)
+
+
+@pytest.mark.parametrize("schedule", [7, object()])
+def test_something_else_is_refused(schedule: object) -> None:
+    with pytest.raises(ConfigError, match="a schedule is a scheduler, a name, a file or an array"):
+        planned_rates(schedule, TOTAL)
+
+
+def test_a_trainers_state(tmp_path: Path) -> None:
+    """The Trainer's row of step S holds the rate of the update from S - 1 to S."""
+    history = [{"step": s, "learning_rate": 1.0 - (s - 1) / TOTAL, "loss": 1.0} for s in range(5, 21, 5)]
+    path = tmp_path / "trainer_state.json"
+    path.write_text(json.dumps({"log_history": [*history, {"step": 20, "eval_loss": 1.0}], "max_steps": TOTAL}))
+    rates = planned_rates(path, None)
+    assert rates.lr is not None
+    assert rates.lr.shape == (TOTAL + 1,)
+    np.testing.assert_allclose(rates.lr[4:20], 1 - np.arange(4, 20) / TOTAL, rtol=1e-12)  # linear between rows
+    assert set(rates.lr[20:]) == {rates.lr[19]}
+    assert rates.schedule == "from trainer_state.json, interpolated; held after step 20"
+
+
+def test_a_real_trainers_state_gives_the_rates_it_used(tmp_path: Path) -> None:
+    config = transformers.GPTNeoXConfig(
+        vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    model = transformers.GPTNeoXForCausalLM(config)
+    rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 8
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=12, per_device_train_batch_size=2, learning_rate=PEAK, warmup_steps=3,
+        lr_scheduler_type="cosine", logging_steps=1, save_steps=12, report_to="none", use_cpu=True, disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    state = _rates(tmp_path / "checkpoint-12" / "trainer_state.json", None)
+    live = _rates(trainer.lr_scheduler, 12)
+    np.testing.assert_allclose(state[:12], live[:12], rtol=1e-12)
+
+
+def test_the_module_loads_no_torch() -> None:
+    code = "import sys, ma_monitor.schedule; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
