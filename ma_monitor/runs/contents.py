@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ma_monitor.runs.codec import MEASUREMENTS, REWIND, decode_measurements, decode_plan, kind_and_step
-from ma_monitor.runs.log import Frame
+from ma_monitor.runs.log import HEADER, Frame, scan
 from ma_monitor.runs.records import Measurements, Plan, RunMeta
 
 
@@ -65,3 +65,14 @@ class Contents:
                 problems.append(f"the record at byte {frame.offset} is not one of this run ({error}) and left out")
         self.places = {step: latest[step][1] for step in sorted(latest)}
         return [latest[step][0] for step in self.places], problems
+
+
+def leftover(data: bytes, name: str) -> bool:
+    """Whether a log is empty, or what a process left behind that died while it made a run: it may be begun again.
+
+    Raises:
+        StoreError: If it is no log of this version.
+    """
+    if HEADER.startswith(data):
+        return True
+    return all(frame.payload[:1] != bytes([MEASUREMENTS]) for frame in scan(data, name).frames)

@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,15 @@ from ma_monitor.errors import StoreError
 
 JSON_LIMIT = 64 * 2**20
 """No document of a run comes near this size in bytes; a larger one is not ours."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the disk's refusal to write here into a `StoreError`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def replace_file(path: Path, write: Callable[[Path], object], *, sync: bool = False) -> None:

@@ -11,30 +11,28 @@ reader changes nothing and sees what is whole. One process writes at a time, rea
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError, StoreError
 from ma_monitor.runs.codec import encode_measurements, encode_plan, encode_rewind
-from ma_monitor.runs.contents import Contents, Place
+from ma_monitor.runs.contents import Contents, Place, leftover
+from ma_monitor.runs.documents import Document, read_document, remove_documents, write_document
 from ma_monitor.runs.events import LOGGER, Event, add_event, read_events
-from ma_monitor.runs.files import read_json, replace_folder, write_json
+from ma_monitor.runs.files import read_json, replace_folder, write_json, writing
 from ma_monitor.runs.history import History, Stack
-from ma_monitor.runs.log import HEADER, SCHEMA_VERSION, LogWriter, scan
+from ma_monitor.runs.log import HEADER, LogWriter, scan
 from ma_monitor.runs.meta import differences, meta_from_json, meta_to_json
 from ma_monitor.runs.records import Measurements, Plan, Ratio, RunMeta, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Document = Literal["fits", "forecast"]
 META, LOG, EVENTS = "run.json", "measurements.bin", "events.jsonl"
 
 
@@ -74,21 +72,20 @@ class Run:
         """
         path = Path(path)
         _refuse_run(path)
-        try:
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{path}: no run can be made here ({error.strerror or error})") from error
         writer = LogWriter(path / LOG, create=True)
         try:
             _refuse_run(path)  # another process may have made one since
-            if (path / LOG).stat().st_size > len(HEADER):
-                raise StoreError(f"{path}: holds {LOG} but no {META}; bring {META} back or use another directory")
+            if not leftover((path / LOG).read_bytes(), str(path / LOG)):
+                raise StoreError(f"{path}: holds measurements but no {META}; bring it back or use another directory")
             writer.start()
             contents = Contents(meta)
             run = cls(path, meta, contents, History(contents.shape), writer)
             if plan is not None:
                 run._add_plan(plan)
-            _writing(path, lambda: write_json(path / META, meta_to_json(meta), sync=True))
+            with writing(path):
+                write_json(path / META, meta_to_json(meta), sync=True)
         except BaseException:
             writer.close()
             raise
@@ -138,7 +135,8 @@ class Run:
         if run.damage is not None:
             LOGGER.warning("%s: %s", path / LOG, run.damage)
         if writer is not None:
-            _writing(path, lambda: writer.cut(found.end))
+            with writing(path):
+                writer.cut(found.end)
             if run.damage is not None:
                 run.event("repaired", run.damage)
         return run
@@ -165,11 +163,8 @@ class Run:
                 raise StoreError(
                     f"{path}: a run goes on only as what it was: {'; '.join(reasons)}; use another run directory"
                 )
-            run.event("resumed", f"from step {from_step}")
-            for package in sorted(run.meta.versions.keys() | meta.versions.keys()):
-                old, new = run.meta.versions.get(package), meta.versions.get(package)
-                if old != new:
-                    run.event("versions", f"{package} was {old}, is {new}")
+            changed = " with other package versions" if meta.versions != run.meta.versions else ""
+            run.event("resumed", f"from step {from_step}{changed}")
             run.rewind(from_step)
             current = run.plan_at(from_step)
             if plan is not None and (current is None or not plan.same_as(current)):
@@ -235,7 +230,7 @@ class Run:
             return
         dropped = self._history.rewind(step)
         writer.queue(encode_rewind(step))
-        self._void("fits", "forecast")
+        remove_documents(self.path, "fits", "forecast")
         self.event("rewound", f"to step {step}: {dropped} later steps are superseded")
         writer.flush()
 
@@ -256,11 +251,7 @@ class Run:
             StoreError: If the run is not open for writing, or the disk refuses.
         """
         self._writable()
-        file = self.path / f"{name}.json"
-        try:
-            _writing(self.path, lambda: write_json(file, {"schema_version": SCHEMA_VERSION, **document}))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{file}: a document must be JSON, with null for what is not finite: {error}") from error
+        write_document(self.path, name, document)
 
     def read_document(self, name: Document) -> dict[str, Any] | None:
         """The latest fits or forecast; None where there are none.
@@ -268,16 +259,7 @@ class Run:
         Raises:
             StoreError: If the file is not a document of this version.
         """
-        file = self.path / f"{name}.json"
-        if not file.exists():
-            return None
-        document = read_json(file)
-        version = document.pop("schema_version", None)
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"{file}: schema version {version!r}, this ma_monitor reads {SCHEMA_VERSION}; remove the file"
-            )
-        return document
+        return read_document(self.path, name)
 
     def measurements(self) -> list[Measurements]:
         """Every measured step in order, what is superseded left out."""
@@ -336,8 +318,8 @@ class Run:
         """
         from ma_monitor.runs.export import write_frame
 
-        path = Path(path)
-        _writing(path, lambda: write_frame(path, self.to_pandas))
+        with writing(Path(path)):
+            write_frame(Path(path), self.to_pandas)
 
     def copy_to(self, folder: str | Path) -> None:
         """Makes a compact copy, all that is needed to go on: the metadata and what is not superseded.
@@ -359,7 +341,8 @@ class Run:
             (new / LOG).write_bytes(log)
             write_json(new / META, meta_to_json(self.meta), sync=True)
 
-        _writing(folder, lambda: replace_folder(folder, write))
+        with writing(folder):
+            replace_folder(folder, write)
 
     def close(self) -> None:
         """Gives the lock up. What was read stays usable; may be called twice.
@@ -397,13 +380,9 @@ class Run:
         writer.flush()
 
     def _change_plan(self, plan: Plan) -> None:
-        self._void("forecast")
+        remove_documents(self.path, "forecast")
         self.event("plan changed", f"at step {plan.from_step}: {plan.schedule}, {plan.total_steps} steps")
         self._add_plan(plan)
-
-    def _void(self, *names: Document) -> None:
-        for file in [self.path / f"{name}.json" for name in names]:
-            _writing(file, partial(file.unlink, missing_ok=True))
 
     def _rows(self, rank: int, ratio: Ratio | None) -> NDArray[np.float64]:
         if not 1 <= rank <= self.meta.k:
@@ -414,18 +393,6 @@ class Run:
         data = (self.path / LOG).read_bytes() if self._writer is None else self._writer.read()
         places = [*self._contents.places.values(), *(place for _, place in self._contents.plans)]
         return HEADER + b"".join(data[place.offset : place.offset + place.size] for place in sorted(places))
-
-
-def _writing(path: Path, write: Callable[[], object]) -> None:
-    """Does something to the disk.
-
-    Raises:
-        StoreError: If the disk refuses.
-    """
-    try:
-        write()
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _refuse_run(path: Path) -> None:
