@@ -71,7 +71,7 @@ class MassiveActivationCallback(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
 
     def forecast(self) -> Forecast | None:
-        """Per layer: peak, asymptote and value at the planned end, with intervals; None before the first measurement."""
+        """Per layer: peak, asymptote, value at the planned end, with intervals; None before the first measurement."""
         return None if self.monitor is None else self.monitor.forecast()
 
     def on_train_begin(

@@ -126,7 +126,7 @@ class _Handle:
 def undisturbed_forward(model: nn.Module, ids: Tensor) -> None:
     """One evaluation forward of ``ids [b, S]`` that leaves model, random states and compiled code as they were."""
     device = _input_device(model)
-    with _random_states_kept(device), _evaluation_mode(model), _nothing_compiled(), torch.no_grad():
+    with random_states_kept(device), _evaluation_mode(model), _nothing_compiled(), torch.no_grad():
         model(ids.to(device), **_forward_arguments(model, ids.to(device)))
 
 
@@ -201,7 +201,7 @@ def _forward_arguments(model: nn.Module, ids: Tensor) -> dict[str, Any]:
 
 
 @contextmanager
-def _random_states_kept(device: torch.device) -> Iterator[None]:
+def random_states_kept(device: torch.device) -> Iterator[None]:
     """Puts back the random states of Python, numpy, torch and the model's accelerator."""
     python, numpy = random.getstate(), np.random.get_state()
     accelerator = [] if device.type == "cpu" else [device.index or 0]

@@ -85,8 +85,12 @@ def _text_config(model: nn.Module) -> Any:
 
 
 def _depth(model: nn.Module) -> int | None:
-    value = getattr(_text_config(model), "num_hidden_layers", None)
-    return value if isinstance(value, int) else None
+    """Number of decoder blocks by the configuration; of encoder-decoders the decoder's, under T5's or BART's name."""
+    config = _text_config(model)
+    names = ["num_hidden_layers"]
+    if getattr(config, "is_encoder_decoder", False):
+        names = ["num_decoder_layers", "decoder_layers", *names]
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
 def needs_every_rank(model: nn.Module) -> bool:

@@ -1,0 +1,199 @@
+"""Finding the blocks, and measuring without leaving a trace."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel, PreTrainedModel, T5Config, T5Model
+
+from ma_monitor.errors import ModelError
+from ma_monitor.measure.forward import measure, precision_of, reading_layers
+from ma_monitor.measure.layers import describe_model, find_layers
+from ma_monitor.measure.probe import Probe
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 50,
+    "max_position_embeddings": 32,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt_neox": SIZES,
+    "llama": SIZES | {"num_key_value_heads": 1},
+    "gpt2": {"n_embd": 16, "n_layer": 3, "n_head": 2, "vocab_size": 50, "n_positions": 32},
+    "bloom": {"hidden_size": 16, "n_layer": 3, "n_head": 2, "vocab_size": 50},
+    "opt": SIZES | {"ffn_dim": 32, "word_embed_proj_dim": 16},
+    "qwen3_moe": SIZES
+    | {"num_key_value_heads": 1, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 8},
+}
+PROBE = Probe.from_ids(np.random.default_rng(0).integers(0, 50, (4, 9)))
+# Micro-batches and whole batches multiply matrices of other shapes, whose sums round differently in float32.
+ROUNDING = 1e-5
+
+
+def tiny(family: str = "gpt_neox", **changes: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(FAMILIES[family] | changes)))
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_measures_what_hidden_states_show(family: str) -> None:
+    """Another route to the same tensors: ``output_hidden_states``, whose last entry is after the final norm."""
+    model = tiny(family).eval()
+    got = measure(model, PROBE, 7, k=2)
+    with torch.no_grad():
+        states = model(torch.from_numpy(PROBE.ids), output_hidden_states=True).hidden_states
+    assert got.step == 7
+    assert got.top.shape == (4, 4, 2)
+    for layer, hidden in enumerate(states[:-1]):
+        flat = hidden.flatten(1).abs().numpy()
+        order = np.argsort(-flat, axis=1, kind="stable")[:, :2]
+        np.testing.assert_allclose(np.abs(got.top[layer]), np.take_along_axis(flat, order, 1), rtol=ROUNDING)
+        np.testing.assert_array_equal(got.position[layer] * 16 + got.channel[layer], order)
+        np.testing.assert_array_equal(got.token[layer], np.take_along_axis(PROBE.ids, order // 16, 1))
+        np.testing.assert_allclose(got.median[layer], np.sort(flat, 1)[:, (flat.shape[1] - 1) // 2], rtol=ROUNDING)
+
+
+def test_the_last_layer_is_before_the_final_norm() -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.gpt_neox.final_layer_norm.weight.fill_(1000.0)
+    assert abs(measure(model, PROBE, 0, k=1).top[-1]).max() < 100
+
+
+def test_signs_are_kept() -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.gpt_neox.embed_in.weight[:, 3] = -50.0
+    got = measure(model, PROBE, 0, k=1)
+    assert (got.top[0] == -50).all()
+    assert (got.channel[0] == 3).all()
+
+
+def test_micro_batches_give_the_same() -> None:
+    model = tiny()
+    whole, parts = measure(model, PROBE, 0, k=2), measure(model, PROBE, 0, k=2, batch_size=3)
+    np.testing.assert_allclose(parts.top, whole.top, rtol=ROUNDING)
+    np.testing.assert_array_equal(parts.position, whole.position)
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [
+        (BertModel(BertConfig(**SIZES)), 3),
+        (T5Model(T5Config(d_model=16, d_ff=32, num_layers=2, num_decoder_layers=3, num_heads=2, vocab_size=50)), 3),
+    ],
+    ids=["bert", "t5"],
+)
+def test_measures_models_that_are_no_causal_decoders(model: PreTrainedModel, layers: int) -> None:
+    assert measure(model, PROBE, 0, k=1).median.shape == (layers + 1, 4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers for it
+def test_wrapped_and_compiled_models_are_measured_as_they_are() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain = measure(tiny(), PROBE, 0, k=1)
+    lora = get_peft_model(tiny(), LoraConfig(target_modules=["query_key_value"]))
+    np.testing.assert_array_equal(measure(lora, PROBE, 0, k=1).top, plain.top)
+    assert describe_model(lora).layers == 3
+    compiled: Any = torch.compile(tiny(), backend="aot_eager")
+    np.testing.assert_array_equal(measure(compiled, PROBE, 0, k=1).top, plain.top)
+
+
+def test_leaves_no_trace() -> None:
+    model = tiny(attention_dropout=0.5, hidden_dropout=0.5).train()
+    model.gpt_neox.layers[1].eval()
+    flags = [m.training for m in model.modules()]
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    measure(model, PROBE, 0, k=1)
+    assert [m.training for m in model.modules()] == flags
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_leaves_no_trace_when_a_block_fails() -> None:
+    model = tiny().train()
+    broken = model.gpt_neox.layers[2]
+    broken.forward = lambda *_, **__: 1 / 0
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        measure(model, PROBE, 0, k=1)
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert all(m.training for m in model.modules())
+
+
+def test_hooks_are_gone_when_attaching_fails_half_way() -> None:
+    layers = tiny().gpt_neox.layers
+    layers[2].register_forward_hook = None
+    with pytest.raises(TypeError, match="not callable"), reading_layers(layers, lambda *_: None):
+        pass
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in layers)
+
+
+def test_nan_and_infinities_are_counted() -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.gpt_neox.embed_in.weight[PROBE.ids[0, 0], 0] = torch.nan
+    got = measure(model, PROBE, 0, k=1)
+    assert got.nan[0, 0] == (PROBE.ids[0] == PROBE.ids[0, 0]).sum()
+    assert np.isfinite(got.top[0]).all()
+
+
+def test_precision_names_type_and_autocast() -> None:
+    assert precision_of(tiny()) == "float32"
+    assert precision_of(tiny().bfloat16()) == "bfloat16"
+    model = tiny()
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    assert precision_of(model) == "float32 under bfloat16 autocast"
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(ModelError, match="exactly one list of its blocks .* Linear has none"):
+        find_layers(nn.Linear(2, 2))
+
+
+def test_a_model_with_two_candidate_lists_is_refused() -> None:
+    model = nn.ModuleDict({"a": nn.ModuleList([nn.Linear(2, 2)]), "b": nn.ModuleList([nn.Linear(2, 2)])})
+    with pytest.raises(ModelError, match=r"\[\('a', 1\), \('b', 1\)\]"):
+        find_layers(model)
+
+
+def test_a_block_that_does_not_run_is_named() -> None:
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            hidden: torch.Tensor = self.layers[0](torch.zeros(*ids.shape, 2))
+            return hidden
+
+    with pytest.raises(ModelError, match=r"of h_0 … h_2 only \[0, 1\] were seen"):
+        measure(Skips(), PROBE, 0, k=1)
+
+
+def test_a_block_without_a_tensor_is_named() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Identity()])
+
+        def forward(self, ids: torch.Tensor) -> Any:
+            return self.layers[0]({"hidden": ids})
+
+    with pytest.raises(ModelError, match="h_0 must be a tensor or the first entry of a tuple, got dict"):
+        measure(Odd(), PROBE, 0, k=1)
