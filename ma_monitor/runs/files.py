@@ -26,13 +26,12 @@ def writing(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def replace_file(path: Path, write: Callable[[Path], object], *, sync: bool = False) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Replaces a file so that a reader, or a crash, sees the old content or the new, never half of one.
 
     Args:
         path: File to make or replace.
         write: Writes the new content to the path that it is given: a temporary file in the same folder.
-        sync: Wait until the content is on the disk, so that it survives a loss of power.
 
     Raises:
         OSError: If the folder cannot be written; what was there stays.
@@ -40,13 +39,23 @@ def replace_file(path: Path, write: Callable[[Path], object], *, sync: bool = Fa
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(temporary)
-        if sync:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Writes a file; with ``sync`` waits until it is on the disk, so that it survives a loss of power.
+
+    Raises:
+        OSError: If the disk refuses.
+    """
+    with path.open("wb") as file:
+        file.write(data)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
@@ -77,8 +86,8 @@ def write_json(path: Path, document: dict[str, Any], *, sync: bool = False) -> N
         TypeError: If it holds what JSON has no word for.
         OSError: If the folder cannot be written.
     """
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    replace_file(path, lambda temporary: temporary.write_bytes(text.encode()), sync=sync)
+    data = json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
+    replace_file(path, lambda temporary: write_bytes(temporary, data, sync=sync))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ma_monitor.errors import StoreError
-from ma_monitor.runs.files import lock, unlock
+from ma_monitor.runs.files import lock, unlock, writing
 
 SCHEMA_VERSION = 1
 MAGIC = b"\x89MArun\r\n"
@@ -142,11 +142,10 @@ class LogWriter:
             StoreError: If the file cannot be opened for writing, or has a writer.
         """
         self.path = path
-        try:
-            descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
-        except OSError as error:
-            raise StoreError(f"{path.parent}: the run cannot be written ({error.strerror or error})") from error
-        self._file = os.fdopen(descriptor, "rb+", buffering=0)
+        with writing(path.parent):
+            if create:
+                path.touch()
+            self._file = path.open("rb+", buffering=0)
         try:
             self.locked = lock(self._file)
         except BlockingIOError as error:

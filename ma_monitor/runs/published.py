@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ma_monitor.errors import SourceError, StoreError
+from ma_monitor.errors import SourceError
 from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, RunMeta
-from ma_monitor.runs.store import META, Run
+from ma_monitor.runs.store import Run, refuse_run
 
 TEXT_LIMIT = 32 * 2**20
 """Bytes of one step's text file at most; the published ones have some thousands."""
@@ -103,8 +103,7 @@ def import_run(path: str | Path, out: str | Path) -> list[Imported]:
     models = read_published(path)
     targets = [Path(out) if len(models) == 1 else Path(out) / model.name for model in models]
     for target in targets:
-        if (target / META).exists():
-            raise StoreError(f"{target}: already holds a run; import into another directory")
+        refuse_run(target)
     return [_write(model, target) for model, target in zip(models, targets, strict=True)]
 
 

@@ -24,7 +24,7 @@ from ma_monitor.runs.codec import encode_measurements, encode_plan, encode_rewin
 from ma_monitor.runs.contents import Contents, Place, leftover
 from ma_monitor.runs.documents import Document, read_document, remove_documents, write_document
 from ma_monitor.runs.events import LOGGER, Event, add_event, read_events
-from ma_monitor.runs.files import read_json, replace_folder, write_json, writing
+from ma_monitor.runs.files import read_json, replace_folder, write_bytes, write_json, writing
 from ma_monitor.runs.history import History, Stack
 from ma_monitor.runs.log import HEADER, LogWriter, scan
 from ma_monitor.runs.meta import differences, meta_from_json, meta_to_json
@@ -71,12 +71,12 @@ class Run:
             StoreError: If the directory already holds a run, or cannot be written.
         """
         path = Path(path)
-        _refuse_run(path)
+        refuse_run(path)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
         writer = LogWriter(path / LOG, create=True)
         try:
-            _refuse_run(path)  # another process may have made one since
+            refuse_run(path)  # another process may have made one since
             if not leftover((path / LOG).read_bytes(), str(path / LOG)):
                 raise StoreError(f"{path}: holds measurements but no {META}; bring it back or use another directory")
             writer.start()
@@ -138,7 +138,7 @@ class Run:
             with writing(path):
                 writer.cut(found.end)
             if run.damage is not None:
-                run.event("repaired", run.damage)
+                run.event("repaired" if found.size > found.end else "damaged", run.damage)
         return run
 
     @classmethod
@@ -168,7 +168,9 @@ class Run:
             run.rewind(from_step)
             current = run.plan_at(from_step)
             if plan is not None and (current is None or not plan.same_as(current)):
-                run._change_plan(replace(plan, from_step=from_step))
+                remove_documents(run.path, "forecast")
+                run.event("plan changed", f"at step {from_step}: {plan.schedule}, {plan.total_steps} steps")
+                run._add_plan(replace(plan, from_step=from_step))
         except BaseException:
             run.close()
             raise
@@ -328,17 +330,18 @@ class Run:
         there is replaced.
 
         Raises:
-            StoreError: If the folder holds something else than a run, or cannot be written.
+            StoreError: If the folder holds something else than a copy of a run, or cannot be written.
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / META).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        ours = (folder / META).exists() and folder.resolve() != self.path.resolve()
+        if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(
-                f"{folder}: holds something else than a run, which a copy would destroy; use another folder"
+                f"{folder}: a copy would destroy what is there, and it is no copy of a run; use another folder"
             )
         log = self._compact()
 
         def write(new: Path) -> None:
-            (new / LOG).write_bytes(log)
+            write_bytes(new / LOG, log, sync=True)
             write_json(new / META, meta_to_json(self.meta), sync=True)
 
         with writing(folder):
@@ -379,11 +382,6 @@ class Run:
         self._contents.add_plan(plan, Place(*writer.queue(encode_plan(plan))))
         writer.flush()
 
-    def _change_plan(self, plan: Plan) -> None:
-        remove_documents(self.path, "forecast")
-        self.event("plan changed", f"at step {plan.from_step}: {plan.schedule}, {plan.total_steps} steps")
-        self._add_plan(plan)
-
     def _rows(self, rank: int, ratio: Ratio | None) -> NDArray[np.float64]:
         if not 1 <= rank <= self.meta.k:
             raise ConfigError(f"`rank` must be one of this run's, 1 to {self.meta.k}, got {rank}")
@@ -395,6 +393,11 @@ class Run:
         return HEADER + b"".join(data[place.offset : place.offset + place.size] for place in sorted(places))
 
 
-def _refuse_run(path: Path) -> None:
+def refuse_run(path: Path) -> None:
+    """Lets nobody begin a run where there is one.
+
+    Raises:
+        StoreError: If the directory holds a run.
+    """
     if (path / META).exists():
         raise StoreError(f"{path}: already holds a run; continue it with Run.continue_ or use another directory")
