@@ -4,10 +4,10 @@ A header (magic and schema version), then frames: a marker, the payload's length
 payload. Whatever interrupts a write, what was whole before stays whole: a torn tail is known by its missing or wrong
 CRC, and after damage in the middle the marker leads to the next good frame.
 
-Nothing is synced to the disk at each append: one ``write`` survives the death of the process, and waiting for a
-disk (milliseconds here, seconds on a busy network file system) would slow the training that is being watched. Loss of
-power can therefore cost what the system had not yet written, which the next open repairs as a torn tail. Closing
-syncs once.
+Nothing is synced to the disk at each append: one ``write`` survives the death of the process, and a sync (a quarter of a
+millisecond on a local disk, without bound on a busy network file system) would slow the training that is being watched.
+Loss of power can therefore cost what the system had not yet written, which the next open repairs as a torn tail.
+Closing syncs once.
 """
 
 from __future__ import annotations
@@ -68,6 +68,18 @@ def encode(payload: bytes) -> bytes:
     """The frame that holds this payload."""
     length = struct.pack("<I", len(payload))
     return MARKER + length + struct.pack("<I", zlib.crc32(payload, zlib.crc32(length))) + payload
+
+
+def read_log(path: Path) -> bytes:
+    """The whole file, as it is now.
+
+    Raises:
+        StoreError: If it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def scan(data: bytes, name: str) -> Scan:

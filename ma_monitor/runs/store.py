@@ -26,7 +26,7 @@ from ma_monitor.runs.documents import Document, read_document, remove_documents,
 from ma_monitor.runs.events import LOGGER, Event, add_event, read_events
 from ma_monitor.runs.files import read_json, replace_folder, write_bytes, write_json, writing
 from ma_monitor.runs.history import History, Stack
-from ma_monitor.runs.log import HEADER, LogWriter, scan
+from ma_monitor.runs.log import HEADER, LogWriter, read_log, scan
 from ma_monitor.runs.meta import differences, meta_from_json, meta_to_json
 from ma_monitor.runs.records import Measurements, Plan, Ratio, RunMeta, Trajectory
 
@@ -77,7 +77,7 @@ class Run:
         writer = LogWriter(path / LOG, create=True)
         try:
             refuse_run(path)  # another process may have made one since
-            if not leftover((path / LOG).read_bytes(), str(path / LOG)):
+            if not leftover(read_log(path / LOG), str(path / LOG)):
                 raise StoreError(f"{path}: holds measurements but no {META}; bring it back or use another directory")
             writer.start()
             contents = Contents(meta)
@@ -121,11 +121,7 @@ class Run:
 
     @classmethod
     def _load(cls, path: Path, meta: RunMeta, writer: LogWriter | None) -> Run:
-        try:
-            data = (path / LOG).read_bytes()
-        except OSError as error:
-            raise StoreError(f"{path / LOG}: cannot be read ({error.strerror or error})") from error
-        found = scan(data, str(path / LOG))
+        found = scan(read_log(path / LOG), str(path / LOG))
         contents = Contents(meta)
         measurements, problems = contents.load(found.frames)
         history = History(contents.shape)
@@ -388,7 +384,7 @@ class Run:
         return self._history.ratios(rank, ratio or self.meta.ratio)
 
     def _compact(self) -> bytes:
-        data = (self.path / LOG).read_bytes() if self._writer is None else self._writer.read()
+        data = read_log(self.path / LOG) if self._writer is None else self._writer.read()
         places = [*self._contents.places.values(), *(place for _, place in self._contents.plans)]
         return HEADER + b"".join(data[place.offset : place.offset + place.size] for place in sorted(places))
 
