@@ -4,8 +4,8 @@ A header (magic and schema version), then frames: a marker, the payload's length
 payload. Whatever interrupts a write, what was whole before stays whole: a torn tail is known by its missing or wrong
 CRC, and after damage in the middle the marker leads to the next good frame.
 
-Nothing is synced to the disk at each append: one ``write`` survives the death of the process, and a sync (a quarter of a
-millisecond on a local disk, without bound on a busy network file system) would slow the training that is being watched.
+Nothing is synced to the disk at each append: one ``write`` survives the death of the process, and a sync (a quarter of
+a millisecond on a local disk, without bound on a busy network file system) would slow the training that is watched.
 Loss of power can therefore cost what the system had not yet written, which the next open repairs as a torn tail.
 Closing syncs once.
 """
