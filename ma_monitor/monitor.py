@@ -61,9 +61,11 @@ class Observer:
         run = self.run
         if run is None:
             return
-        with self._timed(), self._guarded("recording a measurement"):
-            run.append(measurements)
-            self._show(run, analysed=final or refit_due(len(run.steps)))
+        with self._timed():
+            with self._guarded("recording a measurement"):
+                run.append(measurements)
+            if len(run.steps) and run.steps[-1] == measurements.step:  # kept in memory even where the disk refuses
+                self._show(run, analysed=final or refit_due(len(run.steps)))
 
     def finish(self) -> None:
         """Refits and forecasts from everything measured, unless the last measurement did."""

@@ -1,0 +1,391 @@
+"""The callback in real trainings: due steps, the last step, defaults, faults, reporters, resumes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from ma_monitor import MassiveActivationCallback, MonitorConfig, Probe, Run
+from tests.training import STEPS, TOKENS, VOCABULARY, Rows, make_trainer, tiny_llama, train
+
+STRICT = MonitorConfig(every=4, strict=True)
+DUE = [0, 1, 2, 4, 8, 12]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def the_run(callback: MassiveActivationCallback) -> Run:
+    assert callback.monitor is not None
+    assert callback.monitor.run is not None
+    return callback.monitor.run
+
+
+def faults(run: Run) -> list[str]:
+    return [event.message for event in run.events if event.kind == "fault"]
+
+
+def test_defaults_need_nothing_else(tmp_path: Path) -> None:
+    callback = MassiveActivationCallback()
+    trainer = make_trainer(tmp_path, [callback])
+    trainer.train()
+    run = the_run(callback)
+    assert run.path == tmp_path / "ma_monitor"
+    assert run.steps.tolist() == [0, 1, 2, 4, 8, STEPS]
+    assert run.meta.probe.source == "training data"
+    assert run.meta.probe.length == TOKENS
+    assert run.meta.precision == "float32"
+    plan = run.plan_at(0)
+    assert plan is not None
+    assert plan.total_steps == STEPS
+    assert plan.batch == 4
+    assert plan.lr is not None
+    # lr[s] is the rate of the update from s to s + 1, which the Trainer logs at s + 1.
+    logged = {row["step"]: row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row}
+    for step, rate in logged.items():
+        assert plan.lr[step - 1] == pytest.approx(rate, rel=1e-12)
+    assert faults(run) == []
+
+
+def test_the_probe_is_rows_of_the_evaluation_data_where_there_are_some(tmp_path: Path) -> None:
+    callback = MassiveActivationCallback(STRICT)
+    evaluation = Rows(20)
+    make_trainer(tmp_path, [callback], eval_dataset=evaluation).train()
+    assert the_run(callback).meta.probe == Probe.from_ids(evaluation.ids[:10].numpy(), "evaluation data").info
+
+
+class Stream(IterableDataset[dict[str, torch.Tensor]]):
+    def __iter__(self) -> Any:
+        yield from (Rows()[i % len(Rows())] for i in range(1000))
+
+
+class Letters:
+    """Enough of a tokenizer for the built-in passages."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) % VOCABULARY for letter in text]}
+
+    def save_pretrained(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def test_a_stream_is_not_read_for_the_probe(tmp_path: Path) -> None:
+    callback = MassiveActivationCallback(STRICT)
+    trainer = make_trainer(tmp_path, [callback], processing_class=Letters())
+    trainer.train_dataset = Stream()
+    trainer.train()
+    assert the_run(callback).meta.probe.source == "built-in passages"
+    assert the_run(callback).meta.probe.length == 32, "cut to the model's context"
+
+
+def test_without_rows_or_tokenizer_monitoring_is_off_and_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = MassiveActivationCallback()
+    trainer = make_trainer(tmp_path, [callback])
+    trainer.train_dataset = Stream()
+    trainer.train()
+    assert callback.monitor is None
+    assert trainer.state.global_step == STEPS
+    assert "monitoring is off for this training. ConfigError: a probe needs evaluation or training rows" in caplog.text
+
+
+@pytest.mark.parametrize("evaluation", ["steps", "epoch"])
+@pytest.mark.parametrize("before", [True, False], ids=["early-stopping-first", "early-stopping-last"])
+def test_the_last_step_of_an_early_stop_is_measured_before_the_best_model_is_loaded(
+    evaluation: str, before: bool, tmp_path: Path
+) -> None:
+    class Worse(TrainerCallback):  # type: ignore[misc]
+        """Makes every evaluation worse than the last."""
+
+        worst = 0.0
+
+        def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
+            Worse.worst += 1
+            metrics["eval_loss"] = Worse.worst
+
+    weights: dict[int, torch.Tensor] = {}
+
+    class Copies(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            weights[state.global_step] = model.get_input_embeddings().weight.detach().clone()
+
+    callback = MassiveActivationCallback(STRICT, probe=Probe.from_ids(Rows().ids[:2].numpy()))
+    stop = EarlyStoppingCallback(early_stopping_patience=1)
+    callbacks = [Worse(), stop, callback, Copies()] if before else [callback, Worse(), stop, Copies()]
+    changes: dict[str, Any] = {"max_steps": 40}
+    changes |= {"eval_strategy": "steps", "eval_steps": 3} if evaluation == "steps" else {"eval_strategy": "epoch"}
+    changes |= {"save_strategy": evaluation, "save_steps": 3, "load_best_model_at_end": True}
+    changes |= {"metric_for_best_model": "eval_loss", "eval_dataset": Rows(8), "gradient_accumulation_steps": 4}
+    trainer = make_trainer(tmp_path, callbacks, **changes)
+    trainer.train()
+    last = trainer.state.global_step
+    assert last < 40
+    run = the_run(callback)
+    assert run.steps[-1] == last
+    # Layer 0's first token is its embedding: the measured one is that of the last step, not of the best model.
+    embedding = weights[last][Rows().ids[:2]].abs().amax(dim=(1, 2)).numpy()
+    np.testing.assert_allclose(np.abs(run.measurements()[-1].top[0, :, 0]), embedding, rtol=1e-6)
+    document = run.read_document("forecast")
+    assert document is not None
+    assert document["at"] == last
+
+
+def test_a_second_training_leaves_the_first_run_alone(tmp_path: Path) -> None:
+    first = MassiveActivationCallback(STRICT)
+    train(tmp_path, [first])
+    before = {p.name: p.read_bytes() for p in (tmp_path / "ma_monitor").iterdir() if p.is_file()}
+    second = MassiveActivationCallback(STRICT)
+    train(tmp_path, [second])
+    assert the_run(second).path == tmp_path / "ma_monitor-2"
+    assert {p.name: p.read_bytes() for p in (tmp_path / "ma_monitor").iterdir() if p.is_file()} == before
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_probe_that_fails_is_named_once_and_training_goes_on(
+    strict: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Breaks(TrainerCallback):  # type: ignore[misc]
+        """From step 3 on, the first block refuses to be evaluated."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                layer = model.model.layers[0]
+                forward = layer.forward
+
+                def refuses(*inputs: Any, **named: Any) -> Any:
+                    if not layer.training:
+                        raise RuntimeError("no evaluation today")
+                    return forward(*inputs, **named)
+
+                layer.forward = refuses
+
+    callback = MassiveActivationCallback(MonitorConfig(every=2, strict=strict))
+    if strict:
+        with pytest.raises(RuntimeError, match="no evaluation today"):
+            train(tmp_path, [callback, Breaks()])
+        return
+    unwatched = train(tmp_path / "unwatched", [Breaks()])
+    watched = train(tmp_path, [callback, Breaks()])
+    assert all(torch.equal(value, watched.weights[name]) for name, value in unwatched.weights.items())
+    assert the_run(callback).steps.tolist() == [0, 1, 2]
+    assert faults(the_run(callback)) == [
+        "the probe failed and is left out; training goes on. RuntimeError: no evaluation today"
+    ]
+    assert caplog.text.count("no evaluation today") == 1
+
+
+def test_a_run_directory_that_cannot_be_made_leaves_training_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    callback = MassiveActivationCallback(run_dir=tmp_path / "file" / "run")
+    result = train(tmp_path / "out", [callback])
+    assert result.trainer.state.global_step == STEPS
+    assert "monitoring is off for this training. StoreError" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------ resume
+
+CRASHES = """
+import os, sys
+from pathlib import Path
+from transformers import TrainerCallback
+from ma_monitor import MassiveActivationCallback, MonitorConfig
+from tests.training import train
+
+class Crash(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 9:
+            os._exit(17)
+
+train(Path(sys.argv[1]), [MassiveActivationCallback(MonitorConfig(every=1, strict=True)), Crash()],
+      save_strategy="steps", save_steps=5)
+"""
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+
+
+def crashed(folder: Path) -> Path:
+    """A training that died at step 9 after a checkpoint at 5."""
+    assert python(CRASHES, str(folder)).returncode == 17
+    assert Run.open(folder / "ma_monitor").steps[-1] >= 8
+    return folder
+
+
+def same_measurements(one: Run, other: Run) -> None:
+    assert one.steps.tolist() == other.steps.tolist()
+    for a, b in zip(one.measurements(), other.measurements(), strict=True):
+        np.testing.assert_array_equal(a.top, b.top)
+        np.testing.assert_array_equal(a.median, b.median)
+        np.testing.assert_array_equal(a.position, b.position)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train(folder, [MassiveActivationCallback(MonitorConfig(every=1, strict=True))], save_strategy="steps", save_steps=5)
+    return Run.open(folder / "ma_monitor")
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return crashed(tmp_path_factory.mktemp("crashed"))
+
+
+def resumed(folder: Path, checkpoint: Path | bool = True, **changes: Any) -> MassiveActivationCallback:
+    callback = MassiveActivationCallback(MonitorConfig(every=1, strict=True))
+    trainer = make_trainer(folder, [callback], save_strategy="steps", save_steps=5, **changes)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if isinstance(checkpoint, Path) else checkpoint)
+    return callback
+
+
+def test_a_resumed_training_has_the_trajectory_of_an_uninterrupted_one(
+    uninterrupted: Run, broken_off: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(broken_off, tmp_path / "out"))
+    callback = resumed(folder)
+    run = the_run(callback)
+    assert run.path == folder / "ma_monitor"
+    same_measurements(run, uninterrupted)
+    same_measurements(Run.open(folder / "ma_monitor"), uninterrupted)
+    assert run.read_document("fits") == uninterrupted.read_document("fits")
+    assert run.read_document("forecast") == uninterrupted.read_document("forecast")
+
+
+def test_a_node_with_nothing_but_the_checkpoint_has_the_history(
+    uninterrupted: Run, broken_off: Path, tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(broken_off / "checkpoint-5", tmp_path / "elsewhere" / "checkpoint-5"))
+    callback = resumed(tmp_path / "new" / "out", checkpoint)
+    same_measurements(the_run(callback), uninterrupted)
+
+
+def test_a_checkpoint_without_a_run_begins_one_and_says_so(
+    broken_off: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = Path(shutil.copytree(broken_off / "checkpoint-5", tmp_path / "elsewhere" / "checkpoint-5"))
+    shutil.rmtree(checkpoint / "ma_monitor")
+    with caplog.at_level(logging.WARNING, "ma_monitor"):
+        callback = resumed(tmp_path / "out", checkpoint)
+    assert the_run(callback).steps.tolist() == list(range(5, STEPS + 1))
+    assert "a new one begins here" in caplog.text
+
+
+def test_a_changed_schedule_is_recorded_and_the_old_plan_kept(broken_off: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(broken_off, tmp_path / "out"))
+    run = the_run(resumed(folder, max_steps=20))
+    assert [(plan.from_step, plan.total_steps) for plan in run.plans] == [(0, STEPS), (5, 20)]
+    assert run.steps[-1] == 20
+
+
+def test_a_run_of_another_probe_is_not_continued_and_not_touched(
+    broken_off: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(broken_off, tmp_path / "out"))
+    before = (folder / "ma_monitor" / "measurements.bin").read_bytes()
+    probe = Probe.from_ids([[1, 2, 3], [4, 5, 6]])
+    callback = MassiveActivationCallback(MonitorConfig(every=1), probe=probe)
+    make_trainer(folder, [callback]).train(resume_from_checkpoint=True)
+    assert the_run(callback).path == folder / "ma_monitor-2"
+    assert the_run(callback).steps[0] == 5
+    assert (folder / "ma_monitor" / "measurements.bin").read_bytes() == before
+    assert "probe" in caplog.text
+    strict = MassiveActivationCallback(MonitorConfig(every=1, strict=True), probe=probe)
+    with pytest.raises(Exception, match="probe"):
+        make_trainer(folder, [strict], max_steps=13).train(resume_from_checkpoint=str(folder / "checkpoint-5"))
+
+
+def test_the_trainer_state_carries_plain_json(broken_off: Path) -> None:
+    state = json.loads((broken_off / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["ma_monitor.v1"] == {"run": "ma_monitor", "measured": 6}
+
+
+# ------------------------------------------------------------------------------------------------ two processes
+
+DISTRIBUTED = """
+import sys
+from pathlib import Path
+from ma_monitor import MassiveActivationCallback, MonitorConfig
+from tests.training import train
+
+train(Path(sys.argv[1]), [MassiveActivationCallback(MonitorConfig(every=4, strict=True))],
+      ddp_backend="gloo", report_to="tensorboard", per_device_train_batch_size=int(sys.argv[2]))
+"""
+
+
+def test_two_processes_write_one_run_with_the_numbers_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "training.py"
+    script.write_text(DISTRIBUTED)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, str(script), str(tmp_path / "two"), "2"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    train(tmp_path / "one", [MassiveActivationCallback(STRICT)])
+    two, one = Run.open(tmp_path / "two" / "ma_monitor"), Run.open(tmp_path / "one" / "ma_monitor")
+    assert two.steps.tolist() == one.steps.tolist() == DUE
+    assert two.meta == one.meta
+    assert two.plans[0].batch == 4
+    assert not (tmp_path / "two" / "ma_monitor-2").exists()
+    assert len(list((tmp_path / "two").rglob("events.out.tfevents.*"))) == 1
+    # Step 0 is the same weights; later ones see two half batches instead of one, with dropout drawn apart.
+    np.testing.assert_array_equal(two.measurements()[0].top, one.measurements()[0].top)
+
+
+# ------------------------------------------------------------------------------------------------ fine-tuning
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers for it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:trl")
+@pytest.mark.filterwarnings("ignore::FutureWarning:trl")
+def test_fine_tuning_with_trl_and_lora(tmp_path: Path) -> None:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    lengths = np.random.default_rng(0).integers(4, TOKENS, 40)
+    rows = Dataset.from_dict({"input_ids": [list(range(1, n)) for n in lengths]})
+    callback = MassiveActivationCallback(MonitorConfig(every=2, strict=True))
+    settings = SFTConfig(
+        output_dir=str(tmp_path), max_steps=5, use_cpu=True, bf16=False, disable_tqdm=True, report_to="none"
+    )
+    model = tiny_llama(attention_dropout=0.0)
+    trainer = SFTTrainer(
+        model=model,
+        args=settings,
+        train_dataset=rows,
+        processing_class=tokenizer(),
+        peft_config=LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False),
+        callbacks=[callback],
+    )
+    trainer.train()
+    run = the_run(callback)
+    assert run.steps.tolist() == [0, 1, 2, 4, 5]
+    assert run.meta.model.layers == 2
+    assert run.meta.probe.source == "training data"
+    first, last = run.measurements()[0], run.measurements()[-1]
+    assert not np.array_equal(first.top[1:], last.top[1:]), "the adapters are part of what is measured"
+
+
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    inner = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="w0", pad_token="w0", unk_token="w0")
