@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,8 @@ class Monitor(Observer):
             probe: What is measured.
             config: How; the defaults work.
             run_dir: Where the run is kept.
-            schedule: The planned learning rate: an array, a name such as ``cosine:warmup=.01``, a file, a scheduler.
+            schedule: The planned learning rate: an array, a name such as ``cosine:warmup=.01``, a file, a scheduler,
+                or the ``Plan`` of another run.
             total_steps: Planned number of updates.
             batch: Sequences per update, for the record.
             sinks: Where emissions go.
@@ -238,6 +240,8 @@ def make_plan(schedule: Any, total_steps: int | None, batch: int | None, *, from
     """
     if schedule is None:
         return Plan(from_step, total_steps, None, batch, "unknown")
+    if isinstance(schedule, Plan):  # a replay knows the plan of the training that it repeats
+        return replace(schedule, from_step=from_step)
     from ma_monitor.schedule import planned_rates
 
     planned = planned_rates(schedule, total_steps)
