@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 SAFE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 PICKLED_WEIGHTS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")
-BESIDE_WEIGHTS = re.compile(r"config\.json|trainer_state\.json|ma_monitor/\w[\w.-]*")
+RECORD = re.compile(r"config\.json|trainer_state\.json|ma_monitor/\w[\w.-]*")
 
 PAPER_STEPS = (0, *(2**i for i in range(10)), *(1000 * round(1 + 142 * i / 25) for i in range(26)))
 PAPER_REVISIONS = tuple(f"step{step}" for step in PAPER_STEPS)
@@ -57,6 +57,14 @@ class HubSource:
             SourceError: If it cannot be downloaded or there is none.
         """
         return self._download(self.checkpoints[-1].name, scratch, _tokenizer_files)
+
+    def open_record(self, scratch: Path) -> AbstractContextManager[Path]:
+        """Downloads what the last revision tells of itself.
+
+        Raises:
+            SourceError: If it cannot be downloaded or has no configuration.
+        """
+        return self._download(self.checkpoints[-1].name, scratch, _record_files)
 
     @contextmanager
     def _download(self, revision: str, scratch: Path, choose: Callable[[list[str]], list[str]]) -> Iterator[Path]:
@@ -134,8 +142,12 @@ def _model_files(names: list[str]) -> list[str]:
     """What of a revision is needed to measure it; empty if configuration or weights are not there."""
     weights = [name for name in names if SAFE_WEIGHTS.fullmatch(name)]
     weights = weights or [name for name in names if PICKLED_WEIGHTS.fullmatch(name)]
-    beside = [name for name in names if BESIDE_WEIGHTS.fullmatch(name)]
-    return [*beside, *weights] if weights and "config.json" in beside else []
+    return ["config.json", *weights] if weights and "config.json" in names else []
+
+
+def _record_files(names: list[str]) -> list[str]:
+    """Configuration, Trainer's state and the copy of a run."""
+    return [name for name in names if RECORD.fullmatch(name)]
 
 
 def _tokenizer_files(names: list[str]) -> list[str]:

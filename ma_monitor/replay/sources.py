@@ -50,6 +50,12 @@ class Source(Protocol):
     def open_tokenizer(self, scratch: Path) -> AbstractContextManager[Path]:
         """Lends a folder with the tokenizer's files."""
 
+    def open_record(self, scratch: Path) -> AbstractContextManager[Path]:
+        """Lends a folder with what the last checkpoint tells of itself.
+
+        That is ``config.json`` and, where they are kept, ``trainer_state.json`` and ``ma_monitor/``.
+        """
+
 
 def step_of(name: str) -> int | None:
     """Step that the name of a folder or revision tells (``checkpoint-500``, ``step1000``, ``step500-tokens2B``)."""
@@ -95,6 +101,10 @@ class FolderSource:
     def open(self, checkpoint: Checkpoint, scratch: Path) -> Iterator[Path]:
         """Lends the checkpoint's own folder; nothing is copied."""
         yield self.root / checkpoint.name
+
+    def open_record(self, scratch: Path) -> AbstractContextManager[Path]:
+        """Lends the last checkpoint's folder."""
+        return self.open(self.checkpoints[-1], scratch)
 
     @contextmanager
     def open_tokenizer(self, scratch: Path) -> Iterator[Path]:

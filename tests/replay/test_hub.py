@@ -25,12 +25,17 @@ def only(revision: str) -> Checkpoint:
     return Checkpoint(int(revision.removeprefix("step")), revision)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a folder holds, the client's own records aside."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 def downloaded(source: HubSource, scratch: Path, revision: str) -> dict[str, bytes]:
-    """What a revision's folder holds while it is lent, the client's own records aside."""
+    """What a revision's folder holds while it is lent; it is the only one then."""
     with source.open(only(revision), scratch) as folder:
         assert [path.name for path in scratch.iterdir()] == [folder.name]
-        paths = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        return contents(folder)
 
 
 def test_all_means_every_step_branch_in_order(hub: LoopbackHub) -> None:
@@ -88,12 +93,15 @@ def test_a_revision_gone_since_the_listing_is_explained(hub: LoopbackHub, tmp_pa
 
 
 def test_only_what_is_needed_is_downloaded_and_nothing_stays(hub: LoopbackHub, tmp_path: Path) -> None:
-    beside = {"trainer_state.json": b"{}", "ma_monitor/run.json": b"{}"}
+    record = {"trainer_state.json": b"{}", "ma_monitor/run.json": b"{}"}
     other = {"pytorch_model.bin": b"x", "optimizer.pt": b"x", "tokenizer.json": b"{}", "sub/model.safetensors": b"x"}
-    hub.repos[REPO] = {"step10": SAFE | beside | other}
+    hub.repos[REPO] = {"step10": SAFE | record | other, "step5": SAFE}
     scratch = tmp_path / "scratch"
+    source = hub_source(REPO, "all")
 
-    assert downloaded(hub_source(REPO, "step10"), scratch, "step10") == SAFE | beside
+    assert downloaded(source, scratch, "step10") == SAFE
+    with source.open_record(scratch) as folder:
+        assert contents(folder) == {"config.json": b"{}"} | record
 
     assert list(tmp_path.rglob("*")) == [scratch]
 
