@@ -145,10 +145,11 @@ def _decompress(data: bytes, size: int) -> bytes:
     """
     if size > RECORD_LIMIT:
         raise ValueError(f"{size} bytes in one record")
+    stream = zlib.decompressobj()
     try:
-        raw = zlib.decompressobj().decompress(data, size + 1)
+        raw = stream.decompress(data, size + 1)
     except zlib.error as error:
         raise ValueError(str(error)) from error
-    if len(raw) != size:
+    if len(raw) != size or not stream.eof:
         raise ValueError("content of another size")
     return raw
