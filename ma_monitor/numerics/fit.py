@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ma_monitor.numerics.curve import Curve, evaluate
-from ma_monitor.numerics.projection import make_problem, solve
+from ma_monitor.numerics.projection import make_problem
+from ma_monitor.numerics.search import solve
 
 Floats = NDArray[np.float64]
 MIN_POINTS = 6
@@ -80,8 +81,9 @@ def _fit_group(t: Floats, y: Floats, weights: Floats | None) -> tuple[Floats, ND
     best = solve(problem)
     beta, tau0 = best.b / problem.last, best.c * problem.last - problem.first
     growth = problem.scale * np.exp(beta * problem.first)
-    a1 = best.a2 * growth
-    a2 = -(best.a1 + best.a2 * np.log(best.c * problem.last)) * growth
+    _, first, second = best.coefficients.T
+    a1 = second * growth
+    a2 = -(first + second * np.log(best.c * problem.last)) * growth
     curves = evaluate(t, *(column[:, None] for column in (beta, tau0, a1, a2, np.zeros_like(a1))))
     weight = np.ones((1, len(t))) if weights is None else weights
     k = (weight * (y - curves)).sum(axis=1) / np.broadcast_to(weight, y.shape).sum(axis=1)

@@ -7,35 +7,37 @@ s = (t - t_min)/T with T the last time, b = βT, c = (τ₀ + t_min)/T, and for 
 
 which span the same functions as 1, e^(-βt), e^(-βt)·ln(t + τ₀), but stay apart where those fall together: as b → 0
 X₁ becomes s (not a second constant), as c → ∞ X₂ becomes e^(-bs)·s, as c → 0 it becomes a single first point.
-Array axes: ``L`` series, ``P`` problems (one basin of one series), ``n`` points, ``B`` and ``C`` grid nodes.
+The search runs in u = ln(1 + b/knee) and v = ln c.
+
+Array axes: ``L`` series, ``P`` problems (one place in the box for one series), ``n`` points, ``B``, ``C`` grid nodes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Index = NDArray[np.intp]
 
 B_MAX = 1e3
 """Upper edge of b = βT."""
 C_MIN, C_MAX = 1e-6, 30.0
 """Edges of c = (τ₀ + t_min)/T."""
-_B_SPAN_MIN = 1e-9
-"""Stands for b = 0: the curve is then a logarithm plus a straight line to nine digits, and A₂ still fits a float."""
+_B_SPAN_MIN = 3e-9
+"""Stands for b = 0: the curve is then a logarithm plus a straight line to eight digits, and A₂ and K, which grow as
+1/b, still cancel cleanly in floats."""
 _B_SHIFT_MAX = 400.0
 """Largest b·t_min/T: A₁ and A₂ carry the factor e^(b·t_min/T), which must leave room in a float."""
-_RANK = 1e-9
+_B_KNEE = 0.05
+"""u is linear in b below this (the optimum may sit on the edge b = 0), logarithmic above."""
+RANK = 1e-9
 """A column whose part orthogonal to the others is below this (root mean square) is left out: its coefficient would
 be so large that the curve, evaluated in floats, would be noise."""
-_B_KNEE = 0.05
-"""b is searched as ln(1 + b/knee): linear near 0, where the optimum may sit on the edge, logarithmic beyond."""
-_GRID_B, _GRID_C = 36, 36
-_BASINS = 4
-_ITERATIONS = 40
-_STEP_MAX = np.array([1.0, 2.0])
+GRID = 36
+"""Nodes of the grid in b and in c."""
 _CHUNK = 2_000_000
 """Floats in the largest array of the grid stage; series beyond that are taken in turns."""
 
@@ -63,31 +65,36 @@ class Problem:
     last: float
 
     @property
-    def b_range(self) -> tuple[float, float]:
-        """Edges of b that are searched."""
-        low = _B_SPAN_MIN / self.s[-1]
-        high = B_MAX if self.first <= 0 else min(B_MAX, _B_SHIFT_MAX * self.last / self.first)
-        return float(low), float(high)
+    def low(self) -> Floats:
+        """Lower edges of (u, v)."""
+        return np.array([to_u(np.float64(_B_SPAN_MIN) / self.s[-1]), np.log(C_MIN)])
 
-    def take(self, rows: NDArray[np.intp]) -> Problem:
-        """The problem with these series only."""
+    @property
+    def high(self) -> Floats:
+        """Upper edges of (u, v)."""
+        b = B_MAX if self.first <= 0 else min(B_MAX, _B_SHIFT_MAX * self.last / self.first)
+        return np.array([to_u(np.float64(b)), np.log(C_MAX)])
+
+    def take(self, rows: Index) -> Problem:
+        """The problem with these series only (repeated where an index is)."""
         root = self.root if len(self.root) == 1 else self.root[rows]
-        return Problem(self.s, root, self.y[rows], self.mean[rows], self.scale[rows], self.first, self.last)
+        return replace(self, root=root, y=self.y[rows], mean=self.mean[rows], scale=self.scale[rows])
 
+    def binned(self, most: int) -> Problem:
+        """The problem on at most ``most`` points: neighbours close in ln(s) are averaged, the first ones never.
 
-@dataclass(frozen=True)
-class Optimum:
-    """Best (b, c) of each series with its linear coefficients in scaled form, arrays ``[L]``.
-
-    The curve is ``mean + scale·(a0 + a1·X₁ + a2·X₂)``. ``at_edge`` says that b or c sits on the edge of the box.
-    """
-
-    b: Floats
-    c: Floats
-    a0: Floats
-    a1: Floats
-    a2: Floats
-    at_edge: NDArray[np.bool_]
+        The curve moves little within such a bin, so the residual sum changes by a constant per series and little else.
+        """
+        if len(self.s) <= most:
+            return self
+        cell = np.floor(np.log1p(self.s / self.s[-1] * len(self.s)) / np.log1p(len(self.s)) * (most - 1))
+        starts = np.flatnonzero(np.diff(cell, prepend=-1.0))
+        weight = np.add.reduceat(self.root**2, starts, axis=1)
+        s = np.add.reduceat(self.root.mean(axis=0) ** 2 * self.s, starts)
+        s /= np.add.reduceat(self.root.mean(axis=0) ** 2, starts)
+        root = np.sqrt(weight)
+        y = np.add.reduceat(self.root * self.y, starts, axis=1) / root
+        return replace(self, s=s, root=root, y=y)
 
 
 def make_problem(t: Floats, y: Floats, weights: Floats | None) -> Problem:
@@ -108,34 +115,32 @@ def make_problem(t: Floats, y: Floats, weights: Floats | None) -> Problem:
     return Problem(s, root, scaled * root, mean, scale, first, last)
 
 
-def solve(problem: Problem) -> Optimum:
-    """Globally best (b, c) of every series: a grid over the whole box, then second-order descent from its basins."""
-    b_nodes, c_nodes = grid_nodes(problem)
-    starts = _basins(grid_residuals(problem, b_nodes, c_nodes))
-    rows, b_index, c_index = starts
-    u, v = _to_u(b_nodes)[b_index], np.log(c_nodes)[c_index]
-    return _refine(problem, rows, u, v)
+def to_u(b: Floats | np.float64) -> Floats:
+    """The search's first coordinate."""
+    return np.asarray(np.log1p(b / _B_KNEE))
+
+
+def to_b(u: Floats) -> Floats:
+    """b from the search's first coordinate."""
+    return np.asarray(_B_KNEE * np.expm1(u))
 
 
 def grid_nodes(problem: Problem) -> tuple[Floats, Floats]:
-    """Nodes in b ``[B]`` (both edges, b ≈ 0 first) and in c ``[C]``."""
-    low, high = problem.b_range
-    b_nodes = np.concatenate([[low], np.geomspace(min(0.02, high / 2), high, _GRID_B - 1)])
-    return b_nodes, np.geomspace(C_MIN, C_MAX, _GRID_C)
+    """Nodes in b ``[B]`` (both edges; the first stands for 0) and in c ``[C]`` (log-spaced over its range)."""
+    low, high = to_b(problem.low[0]), to_b(problem.high[0])
+    spread = np.geomspace(min(0.02, high / 2), high, GRID - 1)
+    return np.concatenate([[low], spread]), np.geomspace(C_MIN, C_MAX, GRID)
 
 
 def grid_residuals(problem: Problem, b: Floats, c: Floats) -> Floats:
     """Residual sums of squares of the projected problem at every (b, c), ``[L, B, C]``, from shared matrix products."""
-    size = max(1, _CHUNK // (len(b) * len(problem.s)))
-    if len(problem.root) > 1:
-        size = 1
+    size = max(1, _CHUNK // (len(b) * len(problem.s))) if len(problem.root) == 1 else 1
     log = np.log1p(problem.s / c[:, None])
     decay = np.exp(-b[:, None] * problem.s)
     parts = []
     for start in range(0, len(problem.y), size):
-        part = slice(start, start + size)
         root = problem.root[0] if len(problem.root) == 1 else problem.root[start]
-        parts.append(_grid_part(problem.s, root, problem.y[part], b, decay, log))
+        parts.append(_grid_part(problem.s, root, problem.y[start : start + size], b, decay, log))
     return np.concatenate(parts)
 
 
@@ -151,44 +156,45 @@ def _grid_part(s: Floats, root: Floats, y: Floats, b: Floats, decay: Floats, log
     first /= np.where(norm > 0, norm, 1.0)[:, None]
     weighted = decay * weights
     mean = weighted @ log.T
-    square = (weighted * decay) @ (log**2).T - mean**2
+    square = (weighted * decay) @ (log**2).T
     cross = (weighted * first) @ log.T
     y_first = y @ (first * root).T
     y_second = ((decay * root)[None] * y[:, None]).reshape(-1, len(s)) @ log.T
     y_second = y_second.reshape(len(y), len(b), -1)
-    apart = square - cross**2
-    independent = apart > 1e-11 * (square + mean**2)
+    apart = square - mean**2 - cross**2
+    independent = apart > np.maximum(1e-11 * square, RANK**2)
     gain = (y_second - y_first[:, :, None] * cross) ** 2 / np.where(independent, apart, np.inf)
     return np.asarray((y**2).sum(axis=1)[:, None, None] - y_first[:, :, None] ** 2 - gain)
 
 
-def _basins(residuals: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Indices (series, b node, c node) of each series' lowest local minima on the grid, at most ``_BASINS`` each."""
-    padded = np.pad(residuals, ((0, 0), (1, 1), (1, 1)), constant_values=np.inf)
-    lowest = np.full(residuals.shape, True)
-    _, nb, nc = residuals.shape
-    for i in range(3):
-        for j in range(3):
-            lowest &= residuals <= padded[:, i : i + nb, j : j + nc]
-    ranked = np.where(lowest, residuals, np.inf).reshape(len(residuals), -1)
-    order = np.argsort(ranked, axis=1, kind="stable")[:, :_BASINS]
-    found = np.isfinite(np.take_along_axis(ranked, order, axis=1))
-    rows = np.broadcast_to(np.arange(len(residuals))[:, None], order.shape)[found]
-    b_index, c_index = np.unravel_index(order[found], (nb, nc))
-    return rows, b_index, c_index
+@dataclass(frozen=True)
+class Columns:
+    """The columns X at one (b, c) per problem, orthonormalised: X = QR with Q = (root, q1, q2).
 
+    Attributes:
+        stack: q1, q2, y's residual, and ∂X₁/∂b, ∂X₂/∂b, ∂X₂/∂ln c (all times ``root``), ``[P, 6, n]``.
+        share: s/(c + s), ``[P, n]``.
+        triangle: r01, r02, r11, r12, r22, ``[5, P]``; infinite on the diagonal for a column that is left out.
+        along: Components of y along q1 and q2, ``[2, P]``.
+    """
 
-def _to_u(b: Floats) -> Floats:
-    return np.log1p(b / _B_KNEE)
-
-
-def _to_b(u: Floats) -> Floats:
-    return _B_KNEE * np.expm1(u)
+    stack: Floats
+    share: Floats
+    triangle: Floats
+    along: Floats
 
 
 @dataclass(frozen=True)
-class _State:
-    """The projected problem at one (u, v) per problem: half the residual sum, its derivatives, the coefficients."""
+class State:
+    """The projected problem at one (u, v) per problem; arrays lead with ``P``.
+
+    Attributes:
+        value: Half the residual sum of squares.
+        gradient: By (u, v), ``[P, 2]``.
+        hessian: Exact, ``[P, 2, 2]``.
+        gauss: Its Gauss-Newton part, never indefinite, ``[P, 2, 2]``.
+        coefficients: a0, a1, a2 of the columns 1, X₁, X₂, ``[P, 3]``.
+    """
 
     value: Floats
     gradient: Floats
@@ -196,160 +202,95 @@ class _State:
     gauss: Floats
     coefficients: Floats
 
-    def replace(self, where: NDArray[np.intp], other: _State) -> None:
+    def take(self, rows: Index | NDArray[np.bool_]) -> State:
+        """The state of these problems only."""
+        return State(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def write(self, rows: Index, other: State) -> None:
         """Writes the other's entries, in order, at these indices."""
         for field in fields(self):
-            getattr(self, field.name)[where] = getattr(other, field.name)
-
-    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> _State:
-        """The state of these problems only."""
-        return _State(*(getattr(self, field.name)[rows] for field in fields(self)))
+            getattr(self, field.name)[rows] = getattr(other, field.name)
 
 
-def _project(problem: Problem, u: Floats, v: Floats) -> _State:
-    """Value, exact gradient and exact Hessian by (u, v) of half the projected residual sum, for one series each.
+def columns(problem: Problem, u: Floats, v: Floats) -> Columns:
+    """The columns at one (u, v) per series of the problem; modified Gram-Schmidt with one second pass."""
+    s, root, y = problem.s, problem.root, problem.y
+    c = np.exp(v)[:, None]
+    exponent = -to_b(u)[:, None] * s
+    decay = np.exp(exponent)
+    decay *= root
+    share = s / (c + s)
+    stack = np.empty((len(u), 6, len(s)))
+    q1, q2, residual, d1, d2, d3 = (stack[:, i] for i in range(6))
+    np.multiply(np.expm1(exponent, out=exponent), -root, out=q1)
+    np.multiply(np.log1p(s / c), decay, out=q2)
+    np.multiply(s, decay, out=d1)
+    np.multiply(-s, q2, out=d2)
+    np.multiply(share, -decay, out=d3)
+    r01, r02 = dots(q1, root), dots(q2, root)
+    q1 -= r01[:, None] * root
+    q2 -= r02[:, None] * root
+    r11 = np.sqrt(dots(q1, q1))
+    r11[r11 == 0] = np.inf
+    q1 /= r11[:, None]
+    r12 = dots(q1, q2)
+    q2 -= r12[:, None] * q1
+    rest = dots(q1, q2)
+    q2 -= rest[:, None] * q1
+    r22 = np.sqrt(dots(q2, q2))
+    r22[r22 < RANK] = np.inf
+    q2 /= r22[:, None]
+    g1, g2 = dots(q1, y), dots(q2, y)
+    np.subtract(y, g1[:, None] * q1, out=residual)
+    residual -= g2[:, None] * q2
+    return Columns(stack, share, np.stack([r01, r02, r11, r12 + rest, r22]), np.stack([g1, g2]))
+
+
+def project(problem: Problem, u: Floats, v: Floats) -> State:
+    """Value, exact gradient and exact Hessian of half the projected residual sum, at one (u, v) per series.
 
     With F(θ) = min over a of ½·|y - X(θ)a|² and fᵢ = (∂X/∂θᵢ)a: ∂F/∂θᵢ = -r·fᵢ, and the Hessian is the Schur complement
     of the full five-parameter one, fᵢ·fⱼ - r·fᵢⱼ - mᵢ·mⱼ with X = QR and mᵢ = Qᵀfᵢ - R⁻ᵀ(∂X/∂θᵢ)ᵀr.
     """
-    s, root, y = problem.s, problem.root, problem.y
-    b, c = _to_b(u), np.exp(v)
-    exponent = -b[:, None] * s
-    decay = np.exp(exponent) * root
-    share = s / (c[:, None] + s)
-    stack = np.empty((len(u), 6, len(s)))  # q1, q2, residual, ∂X1/∂b, ∂X2/∂b, ∂X2/∂ln c
-    q1, q2, residual, d1, d2, d3 = (stack[:, i] for i in range(6))
-    np.multiply(np.expm1(exponent), -root, out=q1)
-    np.multiply(np.log1p(s / c[:, None]), decay, out=q2)
-    np.multiply(s, decay, out=d1)
-    np.multiply(-s, q2, out=d2)
-    np.multiply(-share, decay, out=d3)
-
-    triangle, g1, g2 = _orthonormalise(root, q1, q2, y, residual)
-    r01, r02, r11, r12, r22 = triangle
-    a2 = g2 / r22
-    a1 = (g1 - r12 * a2) / r11
-    coefficients = np.stack([-(r01 * a1 + r02 * a2), a1, a2], axis=1)
-
-    inner = stack @ stack[:, 3:].transpose(0, 2, 1)  # [P, 6, 3]
-    constant = (stack[:, 3:] * root[:, None]).sum(axis=2)
-    bent = np.einsum("pn,pkn->pk", residual * s, stack[:, 3:])
-    curved = np.einsum("pn,pn->p", residual * (1 - share), d3)
-
+    at = columns(problem, u, v)
+    r01, r02, r11, r12, r22 = at.triangle
+    a2 = at.along[1] / r22
+    a1 = (at.along[0] - r12 * a2) / r11
     zero = np.zeros_like(a1)
-    along = np.stack([np.stack([a1, a2, zero], 1), np.stack([zero, zero, a2], 1)], 1)  # fᵢ in terms of d1, d2, d3
-    fr = np.einsum("pik,pk->pi", along, inner[:, 2])
-    gram = along @ inner[:, 3:] @ along.transpose(0, 2, 1)
-    qf = np.stack([np.einsum("pik,pk->pi", along, part) for part in (constant, inner[:, 0], inner[:, 1])], 2)
+    derivatives, residual = at.stack[:, 3:], at.stack[:, 2]
+    inner = at.stack @ derivatives.transpose(0, 2, 1)  # [P, 6, 3]
+    bent = ((residual * problem.s)[:, None] @ derivatives.transpose(0, 2, 1))[:, 0]
+    curved = dots(residual * (1 - at.share), at.stack[:, 5])
+
+    combine = np.stack([np.stack([a1, a2, zero], 1), np.stack([zero, zero, a2], 1)], 1)  # fᵢ from the derivatives
+    slope = (combine @ inner[:, 2, :, None])[..., 0]  # fᵢ·r
+    products = combine @ inner[:, 3:] @ combine.transpose(0, 2, 1)
+    constant = dots(derivatives, problem.root[:, None])
+    along = combine @ np.stack([constant, inner[:, 0], inner[:, 1]], 2)  # Qᵀfᵢ
     z1 = np.stack([inner[:, 2, 0] / r11, zero], 1)
     z2 = np.stack([(inner[:, 2, 1] - r12 * z1[:, 0]) / r22, inner[:, 2, 2] / r22], 1)
-    m = qf - np.stack([np.zeros_like(z1), z1, z2], 2)
-    second = np.empty_like(gram)
+    mixed = along - np.stack([np.zeros_like(z1), z1, z2], 2)
+    second = np.empty_like(products)  # r·fᵢⱼ
     second[:, 0, 0] = -(a1 * bent[:, 0] + a2 * bent[:, 1])
     second[:, 0, 1] = second[:, 1, 0] = -a2 * bent[:, 2]
     second[:, 1, 1] = -a2 * curved
-    slope = b + _B_KNEE  # db/du, and d²b/du²
-    chain = np.stack([slope, np.ones_like(slope)], 1)
+
+    by_u = to_b(u) + _B_KNEE  # db/du, and also d²b/du²
+    chain = np.stack([by_u, np.ones_like(by_u)], 1)
     outer = chain[:, :, None] * chain[:, None, :]
-    hessian = (gram - second - m @ m.transpose(0, 2, 1)) * outer
-    hessian[:, 0, 0] -= fr[:, 0] * slope
-    gauss = (gram - qf @ qf.transpose(0, 2, 1)) * outer
-    value = 0.5 * np.einsum("pn,pn->p", residual, residual)
-    return _State(value, -fr * chain, hessian, gauss, coefficients)
+    hessian = (products - second - mixed @ mixed.transpose(0, 2, 1)) * outer
+    hessian[:, 0, 0] -= slope[:, 0] * by_u
+    return State(
+        value=0.5 * dots(residual, residual),
+        gradient=-slope * chain,
+        hessian=hessian,
+        gauss=(products - along @ along.transpose(0, 2, 1)) * outer,
+        coefficients=np.stack([-(r01 * a1 + r02 * a2), a1, a2], axis=1),
+    )
 
 
-def _orthonormalise(
-    root: Floats, x1: Floats, x2: Floats, y: Floats, residual: Floats
-) -> tuple[tuple[Floats, Floats, Floats, Floats, Floats], Floats, Floats]:
-    """Turns the columns x1, x2 ``[P, n]`` into q1, q2 in place (modified Gram-Schmidt), and writes y's residual.
-
-    Returns:
-        The triangle's entries r01, r02, r11, r12, r22 (infinite on the diagonal for a column that is left out), and
-        the components of y along q1 and q2.
-    """
-    r01, r02 = (x1 * root).sum(axis=1), (x2 * root).sum(axis=1)
-    x1 -= r01[:, None] * root
-    x2 -= r02[:, None] * root
-    r11 = np.sqrt(np.einsum("pn,pn->p", x1, x1))
-    r11[r11 == 0] = np.inf
-    x1 /= r11[:, None]
-    r12 = np.einsum("pn,pn->p", x1, x2)
-    x2 -= r12[:, None] * x1
-    rest = np.einsum("pn,pn->p", x1, x2)
-    x2 -= rest[:, None] * x1
-    r22 = np.sqrt(np.einsum("pn,pn->p", x2, x2))
-    r22[r22 < _RANK] = np.inf
-    x2 /= r22[:, None]
-    g1, g2 = np.einsum("pn,pn->p", x1, y), np.einsum("pn,pn->p", x2, y)
-    np.subtract(y, g1[:, None] * x1, out=residual)
-    residual -= g2[:, None] * x2
-    return (r01, r02, r11, r12 + rest, r22), g1, g2
-
-
-def _refine(problem: Problem, rows: NDArray[np.intp], u: Floats, v: Floats) -> Optimum:
-    """Damped Newton from every start (series ``rows[P]`` at ``u, v [P]``) inside the box; the best basin of each series.
-
-    Stops where the next step would gain less than 1e-10 of the residual sum, and drops basins that cannot win.
-    """
-    low = np.array([_to_u(np.float64(problem.b_range[0])), np.log(C_MIN)])
-    high = np.array([_to_u(np.float64(problem.b_range[1])), np.log(C_MAX)])
-    point = np.clip(np.stack([u, v], axis=1), low, high)
-    state = _project(problem.take(rows), point[:, 0], point[:, 1])
-    total = 0.5 * (problem.y[rows] ** 2).sum(axis=1)
-    damping = np.full(len(rows), 1e-3)
-    active = np.arange(len(rows))
-    for iteration in range(_ITERATIONS):
-        step, gain = _newton_step(state.take(active), point[active], damping[active], low, high)
-        keep = gain > 1e-10 * state.value[active] + 1e-14 * total[active]
-        if iteration >= 3:
-            best = np.full(len(problem.y), np.inf)
-            np.minimum.at(best, rows, state.value)
-            keep &= state.value[active] - 5 * gain <= best[rows[active]]
-        active, step = active[keep], step[keep]
-        if not len(active):
-            break
-        trial_point = np.clip(point[active] + step, low, high)
-        trial = _project(problem.take(rows[active]), trial_point[:, 0], trial_point[:, 1])
-        better = trial.value < state.value[active]
-        point[active[better]] = trial_point[better]
-        state.replace(active[better], trial.take(better))
-        damping[active] = np.clip(damping[active] * np.where(better, 0.1, 8.0), 1e-9, 1e9)
-    order = np.lexsort((state.value, rows))
-    winner = order[np.searchsorted(rows[order], np.arange(len(problem.y)))]
-    point = point[winner]
-    edge = ((point <= low + 1e-9) | (point >= high - 1e-9)).any(axis=1)
-    return Optimum(_to_b(point[:, 0]), np.exp(point[:, 1]), *state.coefficients[winner].T, edge)
-
-
-def _newton_step(
-    state: _State, point: Floats, damping: Floats, low: Floats, high: Floats
-) -> tuple[Floats, NDArray[np.float64]]:
-    """Damped Newton steps ``[P, 2]`` that respect the box, and the decrease ``[P]`` the undamped model promises.
-
-    Unknowns on an edge that the gradient pushes outwards stay there. Where the Hessian is not positive definite the
-    Gauss-Newton matrix takes its place.
-    """
-    gradient = state.gradient
-    held = ((point <= low) & (gradient > 0)) | ((point >= high) & (gradient < 0))
-    gradient = np.where(held, 0.0, gradient)
-    free = ~held
-    both = free[:, :, None] & free[:, None, :]
-    eye = np.eye(2)
-    hessian = np.where(both, state.hessian, eye * (~both))
-    gauss = np.where(both, state.gauss, eye * (~both))
-    smallest = np.linalg.eigvalsh(hessian)[:, 0]
-    convex = smallest > 1e-12 * np.abs(hessian).max(axis=(1, 2))
-    matrix = np.where(convex[:, None, None], hessian, gauss)
-    size = np.maximum(np.einsum("pii->pi", matrix), 1e-14 * (2 * state.value + np.abs(gradient).max(axis=1))[:, None] + 1e-300)
-    step = _solve_2x2(matrix + damping[:, None, None] * (size[:, :, None] * eye), gradient)
-    step = np.clip(step, -_STEP_MAX, _STEP_MAX)
-    promised = -(gradient * step).sum(axis=1) - 0.5 * np.einsum("pi,pij,pj->p", step, matrix, step)
-    return step, np.where(np.isfinite(promised), np.maximum(promised, 0.5 * -(gradient * step).sum(axis=1)), 0.0)
-
-
-def _solve_2x2(matrix: Floats, gradient: Floats) -> Floats:
-    """-matrix⁻¹·gradient for stacks ``[P, 2, 2]`` of positive definite matrices and ``[P, 2]``."""
-    (a, b), (_, d) = matrix.transpose(1, 2, 0)
-    determinant = np.maximum(a * d - b * b, 1e-16 * a * d)
-    g, h = gradient.T
-    return np.stack([-(d * g - b * h) / determinant, -(a * h - b * g) / determinant], axis=1)
+def dots(a: Floats, b: Floats) -> Floats:
+    """Inner products along the last axis, with broadcasting."""
+    if b.ndim == 2 and len(b) == 1 and a.ndim == 2:
+        return np.asarray(a @ b[0])
+    return np.asarray((a[..., None, :] @ b[..., :, None])[..., 0, 0])

@@ -1,0 +1,159 @@
+"""The search for the global optimum over (β, τ₀): a grid over the box, a path along its valley, exact Newton steps.
+
+Cold and deterministic: nothing is carried from one fit to the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ma_monitor.numerics.projection import (
+    Floats,
+    Index,
+    Problem,
+    State,
+    grid_nodes,
+    grid_residuals,
+    project,
+    to_b,
+    to_u,
+)
+
+POINTS = 256
+"""Points that the search works on (bins beyond that); the final steps take them all."""
+_PATH_STRIDE, _PATH_STEPS = 2, 3
+_STARTS = 6
+_FINALISTS = 2
+_STEP_MAX = np.array([1.0, 2.0])
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best place of each series; arrays lead with ``L``.
+
+    The curve is ``mean + scale·(a0 + a1·X₁ + a2·X₂)`` of the problem's columns.
+
+    Attributes:
+        point: (u, v), ``[L, 2]``.
+        b: βT.
+        c: (τ₀ + t_min)/T.
+        coefficients: a0, a1, a2, ``[L, 3]``.
+        at_edge: Whether b or c sits on the edge of the box.
+    """
+
+    point: Floats
+    b: Floats
+    c: Floats
+    coefficients: Floats
+    at_edge: NDArray[np.bool_]
+
+
+def solve(problem: Problem) -> Optimum:
+    """The global optimum of every series.
+
+    A sharp diagonal valley hides its several minima from a grid. So for every node in c the best b is followed down
+    first (the valley is sharp in b, shallow in c); the lowest minima along that path are where the Newton steps start.
+    """
+    small = problem.binned(POINTS)
+    b_nodes, c_nodes = grid_nodes(small)
+    residuals = grid_residuals(small, b_nodes, c_nodes)
+    rows, point = _valley(small, residuals, b_nodes, c_nodes)
+    point, state = descend(small, rows, point, small.low, small.high, 30, prune=True)
+    rows, point = _best(rows, point, state, len(problem.y), _FINALISTS)
+    point, state = descend(problem, rows, point, problem.low, problem.high, 30, prune=True)
+    rows, point = _best(rows, point, state, len(problem.y), 1)
+    final = project(problem, point[:, 0], point[:, 1])
+    edge = ((point <= problem.low + 1e-9) | (point >= problem.high - 1e-9)).any(axis=1)
+    return Optimum(point, to_b(point[:, 0]), np.exp(point[:, 1]), final.coefficients, edge)
+
+
+def _valley(problem: Problem, residuals: Floats, b: Floats, c: Floats) -> tuple[Index, Floats]:
+    """Starts (series ``[P]``, points ``[P, 2]``): the lowest minima along the path of the best b for each c."""
+    residuals, c = residuals[:, :, ::_PATH_STRIDE], c[::_PATH_STRIDE]
+    series, _, nodes = residuals.shape
+    best = residuals.argmin(axis=1)
+    rows = np.repeat(np.arange(series), nodes)
+    point = np.stack([to_u(b)[best].ravel(), np.tile(np.log(c), series)], axis=1)
+    low, high = point.copy(), point.copy()
+    low[:, 0], high[:, 0] = problem.low[0], problem.high[0]
+    point, state = descend(problem, rows, point, low, high, _PATH_STEPS)
+    value = state.value.reshape(series, nodes)
+    padded = np.pad(value, ((0, 0), (1, 1)), constant_values=np.inf)
+    lowest = (value <= padded[:, :-2]) & (value <= padded[:, 2:])
+    ranked = np.where(lowest, value, np.inf)
+    order = np.argsort(ranked, axis=1, kind="stable")[:, :_STARTS]
+    found = np.isfinite(np.take_along_axis(ranked, order, axis=1))
+    flat = (order + nodes * np.arange(series)[:, None])[found]
+    return rows[flat], point[flat]
+
+
+def _best(rows: Index, point: Floats, state: State, series: int, most: int) -> tuple[Index, Floats]:
+    """The lowest ``most`` problems of each series, best first, ordered by series."""
+    order = np.lexsort((state.value, rows))
+    rank = np.arange(len(rows)) - np.searchsorted(rows[order], np.arange(series))[rows[order]]
+    chosen = order[rank < most]
+    return rows[chosen], point[chosen]
+
+
+def descend(
+    problem: Problem, rows: Index, point: Floats, low: Floats, high: Floats, iterations: int, prune: bool = False
+) -> tuple[Floats, State]:
+    """Damped Newton steps from ``point [P, 2]`` for the series ``rows [P]``, never leaving [low, high], never uphill.
+
+    A problem stops where its next step would gain less than 1e-10 of its residual sum. With ``prune``, so does one that
+    is clearly above another problem of its series.
+    """
+    point = np.clip(point, low, high)
+    low, high = np.broadcast_to(low, point.shape), np.broadcast_to(high, point.shape)
+    state = project(problem.take(rows), point[:, 0], point[:, 1])
+    total = 0.5 * (problem.y**2).sum(axis=1)[rows]
+    damping = np.full(len(rows), 1e-3)
+    active = np.arange(len(rows))
+    for iteration in range(iterations):
+        step, gain = _newton_step(state.take(active), point[active], damping[active], low[active], high[active])
+        going = gain > 1e-10 * state.value[active] + 1e-14 * total[active]
+        if prune and iteration >= 3:
+            best = np.full(len(problem.y), np.inf)
+            np.minimum.at(best, rows, state.value)
+            going &= state.value[active] - 5 * gain <= best[rows[active]]
+        active, step = active[going], step[going]
+        if not len(active):
+            break
+        target = np.clip(point[active] + step, low[active], high[active])
+        trial = project(problem.take(rows[active]), target[:, 0], target[:, 1])
+        better = trial.value < state.value[active]
+        point[active[better]] = target[better]
+        state.write(active[better], trial.take(better))
+        damping[active] = np.clip(damping[active] * np.where(better, 0.1, 8.0), 1e-9, 1e9)
+    return point, state
+
+
+def _newton_step(state: State, point: Floats, damping: Floats, low: Floats, high: Floats) -> tuple[Floats, Floats]:
+    """Damped Newton steps ``[P, 2]`` that respect the box, and the decrease ``[P]`` that the quadratic model promises.
+
+    Unknowns on an edge that the gradient pushes outwards stay there. Where the Hessian is not positive definite the
+    Gauss-Newton matrix takes its place.
+    """
+    held = ((point <= low) & (state.gradient > 0)) | ((point >= high) & (state.gradient < 0))
+    gradient = np.where(held, 0.0, state.gradient)
+    both = ~held[:, :, None] & ~held[:, None, :]
+    hessian = np.where(both, state.hessian, 0.0)
+    gauss = np.where(both, state.gauss, 0.0)
+    diagonal = np.einsum("pii->pi", hessian)
+    determinant = hessian[:, 0, 0] * hessian[:, 1, 1] - hessian[:, 0, 1] ** 2
+    convex = (diagonal >= 0).all(axis=1) & (determinant >= 1e-12 * diagonal.prod(axis=1))
+    matrix = np.where(convex[:, None, None], hessian, gauss)
+    size = np.einsum("pii->pi", matrix)
+    floor = 1e-14 * (state.value + np.abs(gradient).max(axis=1))[:, None] + 1e-300
+    added = damping[:, None] * np.maximum(size, floor) + np.where(held, 1.0, floor)
+    a, d = size[:, 0] + added[:, 0], size[:, 1] + added[:, 1]
+    b = matrix[:, 0, 1]
+    determinant = np.maximum(a * d - b * b, 1e-16 * a * d)
+    step = np.stack([b * gradient[:, 1] - d * gradient[:, 0], b * gradient[:, 0] - a * gradient[:, 1]], axis=1)
+    step = np.clip(step / determinant[:, None], -_STEP_MAX, _STEP_MAX)
+    linear = -(gradient * step).sum(axis=1)
+    quadratic = 0.5 * np.einsum("pi,pij,pj->p", step, matrix, step)
+    return step, np.maximum(linear - quadratic, 0.5 * linear)
