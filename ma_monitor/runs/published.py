@@ -225,7 +225,10 @@ def _read_npz(path: Path) -> Published:
     found: list[tuple[str, Measurements]] = []
     plan = None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file:  # numpy leaves a file open that turns out to be no archive
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("holds one array, not an archive of several")
             steps, stats = _steps_and_stats(arrays)
             try:
                 plan = _plan(arrays["lr"], int(steps.max())) if "lr" in arrays else None
