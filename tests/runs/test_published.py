@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +181,15 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
             read_published(path)
     write_step(tmp_path / "pythia_1b" / "stats", 0, "[")
     with pytest.raises(SourceError, match=r"found: exp2_pythia-14m_step0: not a literal list"):
+        read_published(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def iterdir(path: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(SourceError, match=rf"{tmp_path}: cannot be read \(Permission denied\)"):
         read_published(tmp_path)
 
 
