@@ -154,7 +154,7 @@ def evaluate(t: Floats, beta: ArrayLike, tau0: ArrayLike, a1: ArrayLike, a2: Arr
 
 
 def _shifted_log(t: Floats, tau0: ArrayLike) -> tuple[Floats, Floats]:
-    """t + τ₀ and its logarithm, which keeps its relative accuracy near 0 by using the rounding error of the sum."""
+    """Returns t + τ₀ and its logarithm, accurate near 0 too since it uses the rounding error of the sum."""
     offset = np.asarray(tau0, dtype=np.float64)
     total = t + offset
     part = total - t

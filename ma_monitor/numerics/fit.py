@@ -1,108 +1,387 @@
-"""The fit: Eq. 14 for all layers of a run at once, globally optimal least squares, and what the data say about it."""
+"""The fit of a run: Eq. 14 for every layer, the other hypotheses beside it, and what the data can and cannot say.
+
+The objective is the paper's, so that figures compare: unweighted least squares of the ratio against the step. Fits are
+always computed cold and are deterministic. Nothing raises on data: every result is a value with a status.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from ma_monitor.numerics.curve import Curve, evaluate
-from ma_monitor.numerics.projection import make_problem
-from ma_monitor.numerics.search import solve
+from ma_monitor.numerics.batch import MIN_POINTS, CurveFits, Group, fit_curves, fit_group
+from ma_monitor.numerics.classes import TrajectoryClass, classify
+from ma_monitor.numerics.curve import Curve
+from ma_monitor.numerics.hypotheses import HypothesisFits, aicc, fit_hypotheses
+from ma_monitor.numerics.profile import PARAMETERS, Evidence, examine, f_quantile
+from ma_monitor.numerics.projection import Floats
+from ma_monitor.numerics.values import none_if_not_finite
 
-Floats = NDArray[np.float64]
-MIN_POINTS = 6
+__all__ = [
+    "Asymptote",
+    "CurveFits",
+    "Fit",
+    "FitStatus",
+    "Hypothesis",
+    "Peak",
+    "PeakStatus",
+    "fit_curves",
+    "fit_trajectories",
+]
+
+_LARGEST = 1e100
+"""Values beyond this are left out as infinite ones are: their squares would not fit a float."""
+_NARROW = 0.5
+"""An identified quantity's interval is narrower than this share of its value."""
+_UNBOUNDED = 100.0
+"""Bounds further out than this many windows (of time) or ranges (of the ratio) count as unbounded."""
+
+
+class FitStatus(str, Enum):
+    """Whether and how a trajectory was fitted, in words."""
+
+    FITTED = "fitted"
+    PARTLY = "fitted to the finite points only"
+    NEGATIVE = "fitted, though some values are negative, which a ratio cannot be"
+    CONSTANT = "all values are equal: there is nothing to fit"
+    TOO_FEW = f"not fitted: fewer than {MIN_POINTS} different steps with a finite value"
+
+
+class PeakStatus(str, Enum):
+    """Where the best curve's maximum lies.
+
+    ``past``: at or before the last measured step; ``ahead``: after it; ``not_within_schedule``: after the planned end;
+    ``none``: there is none (the curve falls from the start, has a trough instead, or never turns).
+    """
+
+    PAST = "past"
+    AHEAD = "ahead"
+    NONE = "none"
+    NOT_WITHIN_SCHEDULE = "not_within_schedule"
 
 
 @dataclass(frozen=True)
-class CurveFits:
-    """The best curve of each of ``L`` series; arrays ``[L]``, NaN where a series has too few usable points.
+class Peak:
+    """The maximum of the curve, with 80 % intervals. None: unknown, or unbounded on that side.
+
+    ``identified``: the interval of the step is bounded, narrower than half the step, and after the first measured step;
+    the data must show the rise before the maximum and enough of the fall, or of the bend, after it. Without that,
+    ``step`` and ``height`` are given only where their interval is bounded.
+    """
+
+    status: PeakStatus
+    step: float | None
+    height: float | None
+    low: float | None
+    high: float | None
+    height_low: float | None
+    height_high: float | None
+    identified: bool
+
+
+@dataclass(frozen=True)
+class Asymptote:
+    """K, the level the curve tends to, with its 80 % interval. None: unknown, or unbounded on that side.
+
+    ``identified``: the interval is bounded and narrower than half the value; the data must show the decay towards K.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    identified: bool
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """Another hypothesis fitted to the same points; None where a number is not defined."""
+
+    r2: float | None
+    aicc: float | None
+    parameters: dict[str, float | None]
+
+
+_NO_PEAK = Peak(PeakStatus.NONE, None, None, None, None, None, None, False)
+_NO_ASYMPTOTE = Asymptote(None, None, None, False)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the measurements of one layer say.
 
     Attributes:
-        beta: β of Eq. 14, per unit of time.
-        tau0: τ₀, in units of time.
-        A1: A₁, in units of the series.
-        A2: A₂, in units of the series.
-        K: K, in units of the series.
-        sse: Weighted sum of squared residuals of the curve as it evaluates in floats.
-        at_bound: Whether β or τ₀ sits on the edge of the box.
+        status: Whether and how the trajectory was fitted.
+        curve: Eq. 14; None where too few points are usable.
+        r2: Coefficient of determination; None for a constant series.
+        sse: Sum of squared residuals, in squared units of the ratio.
+        aicc: Akaike's corrected criterion with the effective number of points.
+        n: Points used.
+        n_effective: Independent points that carry as much, by the residuals' autocorrelation from point to point.
+        at_bound: The optimum sits on the edge of the box of β and τ₀: the curve degenerates (to a logarithm plus a line,
+            to a plain exponential, …) and its single parameters mean little.
+        trajectory_class: How the ratio develops.
+        peak: The maximum.
+        asymptote: The limit.
+        hypotheses: Name → other hypothesis.
     """
 
-    beta: Floats
-    tau0: Floats
-    A1: Floats
-    A2: Floats
-    K: Floats
-    sse: Floats
-    at_bound: NDArray[np.bool_]
+    status: FitStatus
+    curve: Curve | None
+    r2: float | None
+    sse: float | None
+    aicc: float | None
+    n: int
+    n_effective: float | None
+    at_bound: bool
+    trajectory_class: TrajectoryClass
+    peak: Peak
+    asymptote: Asymptote
+    hypotheses: dict[str, Hypothesis]
 
-    def curve(self, row: int) -> Curve:
-        """The curve of one series."""
-        values = (self.beta[row], self.tau0[row], self.A1[row], self.A2[row], self.K[row])
-        return Curve(*(float(value) for value in values))
+    def to_dict(self) -> dict[str, Any]:
+        """The fit as JSON has it: None for whatever is unbounded, unknown or not finite."""
+        curve = self.curve
+        paper = None if curve is None else curve.to_paper()
+        peak, asymptote = self.peak, self.asymptote
+        return {
+            "A": paper and paper.A,
+            "log_abs_A": paper and paper.log_abs_A,
+            "lambda": paper and paper.lambda_,
+            "gamma": paper and paper.gamma,
+            "t0": paper and paper.t0,
+            "K": paper and paper.K,
+            **{name: curve and none_if_not_finite(getattr(curve, name)) for name in ("beta", "tau0", "A1", "A2")},
+            "r2": self.r2,
+            "sse": self.sse,
+            "aicc": self.aicc,
+            "n": self.n,
+            "n_effective": self.n_effective,
+            "at_bound": self.at_bound,
+            "status": self.status.value,
+            "class": self.trajectory_class.value,
+            "peak": {
+                "step": peak.step,
+                "height": peak.height,
+                "low": peak.low,
+                "high": peak.high,
+                "height_low": peak.height_low,
+                "height_high": peak.height_high,
+                "identified": peak.identified,
+                "status": peak.status.value,
+            },
+            "asymptote": {
+                "value": asymptote.value,
+                "low": asymptote.low,
+                "high": asymptote.high,
+                "identified": asymptote.identified,
+            },
+            "hypotheses": {
+                name: {"r2": other.r2, "aicc": other.aicc, **other.parameters}
+                for name, other in self.hypotheses.items()
+            },
+        }
 
-    def evaluate(self, t: ArrayLike) -> Floats:
-        """All curves at the times ``t [M]``: ``[L, M]``."""
-        columns = (self.beta, self.tau0, self.A1, self.A2, self.K)
-        return evaluate(np.asarray(t, dtype=np.float64), *(column[:, None] for column in columns))
 
-
-def fit_curves(t: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> CurveFits:
-    """Fits Eq. 14 to every series by globally optimal least squares.
+def fit_trajectories(steps: ArrayLike, values: ArrayLike, *, total_steps: float | None = None) -> tuple[Fit, ...]:
+    """Fits every layer of a run.
 
     Args:
-        t: Times ``[T]``, finite, not negative, ascending (equal neighbours allowed); steps, or another clock.
-        y: Series ``[L, T]``; points that are not finite are left out of their series.
-        weights: Weights of the squared residuals, ``[T]`` or ``[L, T]``; a weight of 0 leaves a point out.
+        steps: Steps of the measurements, ``[T]``, finite and not negative, in any order, repeats allowed.
+        values: Ratios, ``[L, T]``; points that are not finite are left out of their layer.
+        total_steps: Planned number of updates, where known: a peak beyond it is ``not_within_schedule``.
+
+    Returns:
+        One fit a layer, in order.
 
     Raises:
-        ValueError: If the shapes do not match, or times or weights break the rules above.
+        ValueError: If the shapes do not match or a step is negative or not finite.
     """
-    times, series, weight = _checked(t, y, weights)
-    out = np.full((6, len(series)), np.nan)
-    at_bound = np.zeros(len(series), dtype=bool)
-    usable = np.isfinite(series)
-    if weight is not None:
-        usable &= weight > 0
-    patterns, group = np.unique(usable, axis=0, return_inverse=True)
-    for index, pattern in enumerate(patterns):
-        if len(np.unique(times[pattern])) < MIN_POINTS:
-            continue
-        rows = np.flatnonzero(group == index)
-        cut = None if weight is None else weight[rows][:, pattern]
-        out[:, rows], at_bound[rows] = _fit_group(times[pattern], series[rows][:, pattern], cut)
-    return CurveFits(*out, at_bound=at_bound)
-
-
-def _fit_group(t: Floats, y: Floats, weights: Floats | None) -> tuple[Floats, NDArray[np.bool_]]:
-    """(β, τ₀, A₁, A₂, K, sse) ``[6, L]`` and the edge flags of series that share their times and are all finite."""
-    problem = make_problem(t, y, weights)
-    best = solve(problem)
-    beta, tau0 = best.b / problem.last, best.c * problem.last - problem.first
-    growth = problem.scale * np.exp(beta * problem.first)
-    _, first, second = best.coefficients.T
-    a1 = second * growth
-    a2 = -(first + second * np.log(best.c * problem.last)) * growth
-    curves = evaluate(t, *(column[:, None] for column in (beta, tau0, a1, a2, np.zeros_like(a1))))
-    weight = np.ones((1, len(t))) if weights is None else weights
-    k = (weight * (y - curves)).sum(axis=1) / np.broadcast_to(weight, y.shape).sum(axis=1)
-    residual = y - evaluate(t, *(column[:, None] for column in (beta, tau0, a1, a2, k)))
-    return np.stack([beta, tau0, a1, a2, k, (weight * residual**2).sum(axis=1)]), best.at_edge
-
-
-def _checked(t: ArrayLike, y: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats, Floats | None]:
-    """The arguments of ``fit_curves`` as arrays ``[T]``, ``[L, T]``, ``[L, T]`` or None."""
-    times, series = np.asarray(t, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    times, series = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if times.ndim != 1 or series.ndim != 2 or series.shape[1] != len(times):
-        raise ValueError(f"times must be [T] and series [L, T], got shapes {times.shape} and {series.shape}")
-    if not (np.isfinite(times).all() and (times >= 0).all() and (np.diff(times) >= 0).all()):
-        raise ValueError("times must be finite, not negative and ascending; sort the points by time first")
-    if weights is None:
-        return times, series, None
-    weight = np.asarray(weights, dtype=np.float64)
-    if weight.shape not in (times.shape, series.shape):
-        raise ValueError(f"weights must be [T] or [L, T] = {series.shape}, got {weight.shape}")
-    if not (np.isfinite(weight).all() and (weight >= 0).all()):
-        raise ValueError("weights must be finite and not negative")
-    return times, series, np.array(np.broadcast_to(weight, series.shape))
+        raise ValueError(f"steps must be [T] and values [L, T], got shapes {times.shape} and {series.shape}")
+    if not (np.isfinite(times).all() and (times >= 0).all()):
+        raise ValueError("steps must be finite and not negative")
+    order = np.argsort(times, kind="stable")
+    times, series = times[order], series[:, order]
+    usable = np.abs(series) <= _LARGEST  # False for NaN
+    fits: dict[int, Fit] = {}
+    patterns, pattern_of = np.unique(usable, axis=0, return_inverse=True)
+    for index, pattern in enumerate(patterns):
+        rows = np.flatnonzero(pattern_of.ravel() == index)
+        fitted = _fit_pattern(times[pattern], series[rows][:, pattern], bool(pattern.all()), total_steps)
+        fits.update(zip(rows.tolist(), fitted, strict=True))
+    return tuple(fits[row] for row in range(len(series)))
+
+
+def _fit_pattern(t: Floats, y: Floats, whole: bool, total_steps: float | None) -> list[Fit]:
+    """Fits layers that share their usable points ``t [n]``, ``y [L, n]``."""
+    if len(np.unique(t)) < MIN_POINTS:
+        return [_without_curve(FitStatus.TOO_FEW, row) for row in y]
+    equal = np.ptp(y, axis=1) <= 4 * np.finfo(float).eps * np.abs(y).max(axis=1)
+    fits = [_without_curve(FitStatus.CONSTANT, row) for row in y]
+    moving = np.flatnonzero(~equal)
+    if len(moving):
+        for row, fit in zip(moving, _fit_moving(t, y[moving], whole, total_steps), strict=True):
+            fits[row] = fit
+    return fits
+
+
+def _without_curve(status: FitStatus, y: Floats) -> Fit:
+    """The result for a layer with nothing to fit."""
+    curve, name, asymptote = None, TrajectoryClass.UNDETERMINED, _NO_ASYMPTOTE
+    if status is FitStatus.CONSTANT:
+        level = float(y.mean())
+        curve = Curve(0.0, 1.0, 0.0, 0.0, level)
+        asymptote = Asymptote(level, level, level, True)
+        name = TrajectoryClass.of_steady(level)
+    sse = None if curve is None else 0.0
+    return Fit(status, curve, None, sse, None, len(y), None, False, name, _NO_PEAK, asymptote, {})
+
+
+def _fit_moving(t: Floats, y: Floats, whole: bool, total_steps: float | None) -> list[Fit]:
+    """Fits layers whose values differ."""
+    group = fit_group(t, y, None)
+    scale = group.problem.scale
+    effective = effective_points(t, group.residual / scale[:, None])
+    evidence = examine(group.problem, group.optimum, effective)
+    others = fit_hypotheses(t, (y - 0.0) / scale[:, None])
+    sse = ((group.residual / scale[:, None]) ** 2).sum(axis=1)
+    total = ((group.problem.y / group.problem.root) ** 2).sum(axis=1)
+    criterion = aicc(sse, PARAMETERS, len(t), effective)
+    judged = _Judged(t, scale, total, effective)
+    change = np.where(
+        judged.criterion(others[0]) <= np.fmin(criterion, np.inf), _trend_bound(t, group, effective), evidence.change
+    )
+    classes = classify(evidence, change * scale, group.problem.mean)
+    fits = []
+    for row in range(len(y)):
+        curve = Curve(*(float(value) for value in group.parameters[:, row]))
+        status = FitStatus.NEGATIVE if (y[row] < 0).any() else FitStatus.FITTED if whole else FitStatus.PARTLY
+        fits.append(
+            Fit(
+                status=status,
+                curve=curve,
+                r2=none_if_not_finite(1 - sse[row] / total[row]),
+                sse=none_if_not_finite(sse[row] * scale[row] ** 2),
+                aicc=none_if_not_finite(criterion[row] + judged.units[row]),
+                n=len(t),
+                n_effective=none_if_not_finite(effective[row]),
+                at_bound=bool(group.optimum.at_edge[row]),
+                trajectory_class=classes[row],
+                peak=_peak(curve, group, evidence, row, total_steps),
+                asymptote=_asymptote(curve, group, evidence, row),
+                hypotheses={other.name: judged.hypothesis(other, row) for other in others},
+            )
+        )
+    return fits
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What turns residual sums of scaled series into R² and AICc; arrays ``[L]``."""
+
+    t: Floats
+    scale: Floats
+    total: Floats
+    effective: Floats
+
+    @property
+    def units(self) -> Floats:
+        """What AICc gains when the series goes from scaled units to its own."""
+        return np.asarray(2 * self.effective * np.log(self.scale))
+
+    def criterion(self, other: HypothesisFits) -> Floats:
+        """AICc in scaled units."""
+        return aicc(other.sse, other.count, len(self.t), self.effective)
+
+    def hypothesis(self, other: HypothesisFits, row: int) -> Hypothesis:
+        """One layer's fit of another hypothesis, in units of its series."""
+        in_units = ("amplitude", "offset", "K")
+        parameters = {
+            name: none_if_not_finite(column[row] * (self.scale[row] if name in in_units else 1.0))
+            for name, column in other.parameters.items()
+        }
+        criterion = self.criterion(other)[row] + self.units[row]
+        r2 = 1 - other.sse[row] / self.total[row]
+        return Hypothesis(none_if_not_finite(r2), none_if_not_finite(criterion), parameters)
+
+
+def effective_points(t: Floats, residual: Floats) -> Floats:
+    """Number of independent points worth as much as these: n·(1 - ρ)/(1 + ρ), ``[L]``.
+
+    ρ is the correlation of neighbouring residuals ``[L, n]``, corrected for the downward bias that fitting gives it and
+    never below 0. Points at equal times count as one.
+    """
+    _, start = np.unique(t, return_index=True)
+    count = np.diff(np.append(start, len(t)))
+    residual = np.add.reduceat(residual, start, axis=1) / count
+    n = len(count)
+    square = (residual**2).sum(axis=1)
+    rho = (residual[:, 1:] * residual[:, :-1]).sum(axis=1) / np.where(square > 0, square, 1.0)
+    rho = np.clip(rho + (1 + PARAMETERS * rho) / n, 0.0, 0.99)
+    return np.asarray(n * (1 - rho) / (1 + rho))
+
+
+def _trend_bound(t: Floats, group: Group, effective: Floats) -> Floats:
+    """Largest change over the window that a straight or logarithmic trend may hide, ``[L]``, in scaled units.
+
+    For series in which a constant explains all there is: the curve's own bound would follow single noisy points.
+    """
+    problem = group.problem
+    y = problem.y / problem.root
+    freedom = np.maximum(effective - 2, 1e-3)
+    most = np.zeros(len(y))
+    for x in (problem.s, np.log1p(problem.s / (0.01 * problem.s[-1]))):
+        centred = x - x.mean()
+        slope = y @ centred / (centred**2).sum()
+        residual = ((y - slope[:, None] * centred) ** 2).mean(axis=1)
+        error = np.sqrt(residual / freedom / (centred**2).mean() * f_quantile(freedom))
+        most = np.maximum(most, (np.abs(slope) + error) * np.ptp(x))
+    return most
+
+
+def _bounded(value: float, centre: float, reach: float) -> float | None:
+    """The value, or None where it lies so far out that it means no bound at all."""
+    return none_if_not_finite(value) if abs(value - centre) <= reach else None
+
+
+def _peak(curve: Curve, group: Group, evidence: Evidence, row: int, total_steps: float | None) -> Peak:
+    """The maximum of one layer's curve with its intervals in steps and in units of the ratio."""
+    problem = group.problem
+    time_low, time_high = (float(problem.first + s * problem.last) for s in evidence.peak_time[:, row])
+    low = time_low if time_low > problem.first else None
+    high = _bounded(time_high, 0.0, _UNBOUNDED * problem.last)
+    point = curve.peak()
+    if point is None or point[0] <= problem.first:
+        return _NO_PEAK
+    status = PeakStatus.PAST if point[0] <= problem.last else PeakStatus.AHEAD
+    if total_steps is not None and point[0] > total_steps:
+        status = PeakStatus.NOT_WITHIN_SCHEDULE
+    if low is None or high is None:
+        return Peak(status, None, None, none_if_not_finite(time_low) if low else None, high, None, None, False)
+    mean, scale = float(problem.mean[row]), float(problem.scale[row])
+    height_low, height_high = (mean + scale * float(h) for h in evidence.peak_height[:, row])
+    identified = high - low < _NARROW * point[0]
+    return Peak(
+        status,
+        point[0],
+        point[1],
+        low,
+        high,
+        none_if_not_finite(height_low),
+        none_if_not_finite(height_high),
+        identified,
+    )
+
+
+def _asymptote(curve: Curve, group: Group, evidence: Evidence, row: int) -> Asymptote:
+    """K of one layer with its interval."""
+    mean, scale = float(group.problem.mean[row]), float(group.problem.scale[row])
+    low, high = (_bounded(mean + scale * float(k), mean, _UNBOUNDED * scale) for k in evidence.asymptote[:, row])
+    if low is None or high is None:
+        return Asymptote(None, low, high, False)
+    return Asymptote(curve.K, low, high, high - low < _NARROW * abs(curve.K))

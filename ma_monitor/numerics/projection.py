@@ -121,7 +121,7 @@ def to_u(b: Floats | np.float64) -> Floats:
 
 
 def to_b(u: Floats) -> Floats:
-    """b from the search's first coordinate."""
+    """Back to b from the search's first coordinate."""
     return np.asarray(_B_KNEE * np.expm1(u))
 
 

@@ -42,6 +42,7 @@ class Optimum:
         c: (τ₀ + t_min)/T.
         coefficients: a0, a1, a2, ``[L, 3]``.
         at_edge: Whether b or c sits on the edge of the box.
+        valley: (u, v) of the best b for each of ``V`` nodes in c, ``[L, V, 2]``.
     """
 
     point: Floats
@@ -49,6 +50,7 @@ class Optimum:
     c: Floats
     coefficients: Floats
     at_edge: NDArray[np.bool_]
+    valley: Floats
 
 
 def solve(problem: Problem) -> Optimum:
@@ -60,18 +62,18 @@ def solve(problem: Problem) -> Optimum:
     small = problem.binned(POINTS)
     b_nodes, c_nodes = grid_nodes(small)
     residuals = grid_residuals(small, b_nodes, c_nodes)
-    rows, point = _valley(small, residuals, b_nodes, c_nodes)
+    rows, point, valley = _valley(small, residuals, b_nodes, c_nodes)
     point, state = descend(small, rows, point, small.low, small.high, 30, prune=True)
     rows, point = _best(rows, point, state, len(problem.y), _FINALISTS)
     point, state = descend(problem, rows, point, problem.low, problem.high, 30, prune=True)
     rows, point = _best(rows, point, state, len(problem.y), 1)
     final = project(problem, point[:, 0], point[:, 1])
     edge = ((point <= problem.low + 1e-9) | (point >= problem.high - 1e-9)).any(axis=1)
-    return Optimum(point, to_b(point[:, 0]), np.exp(point[:, 1]), final.coefficients, edge)
+    return Optimum(point, to_b(point[:, 0]), np.exp(point[:, 1]), final.coefficients, edge, valley)
 
 
-def _valley(problem: Problem, residuals: Floats, b: Floats, c: Floats) -> tuple[Index, Floats]:
-    """Starts (series ``[P]``, points ``[P, 2]``): the lowest minima along the path of the best b for each c."""
+def _valley(problem: Problem, residuals: Floats, b: Floats, c: Floats) -> tuple[Index, Floats, Floats]:
+    """The path of the best b for each c, ``[L, V, 2]``, and its lowest minima: series ``[P]``, points ``[P, 2]``."""
     residuals, c = residuals[:, :, ::_PATH_STRIDE], c[::_PATH_STRIDE]
     series, _, nodes = residuals.shape
     best = residuals.argmin(axis=1)
@@ -87,7 +89,7 @@ def _valley(problem: Problem, residuals: Floats, b: Floats, c: Floats) -> tuple[
     order = np.argsort(ranked, axis=1, kind="stable")[:, :_STARTS]
     found = np.isfinite(np.take_along_axis(ranked, order, axis=1))
     flat = (order + nodes * np.arange(series)[:, None])[found]
-    return rows[flat], point[flat]
+    return rows[flat], point[flat], point.reshape(series, nodes, 2)
 
 
 def _best(rows: Index, point: Floats, state: State, series: int, most: int) -> tuple[Index, Floats]:

@@ -1,0 +1,127 @@
+"""Eq. 14 fitted to many series at once by globally optimal least squares: the curves alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ma_monitor.numerics.curve import Curve, evaluate
+from ma_monitor.numerics.projection import Floats, Problem, make_problem
+from ma_monitor.numerics.search import Optimum, solve
+
+MIN_POINTS = 6
+"""One more than the curve has parameters."""
+
+
+@dataclass(frozen=True)
+class CurveFits:
+    """The best curve of each of ``L`` series; arrays ``[L]``, NaN where a series has too few usable points.
+
+    Attributes:
+        beta: β of Eq. 14, per unit of time.
+        tau0: τ₀, in units of time.
+        A1: A₁, in units of the series.
+        A2: A₂, in units of the series.
+        K: K, in units of the series.
+        sse: Weighted sum of squared residuals of the curve as it evaluates in floats.
+        at_bound: Whether β or τ₀ sits on the edge of the box.
+    """
+
+    beta: Floats
+    tau0: Floats
+    A1: Floats
+    A2: Floats
+    K: Floats
+    sse: Floats
+    at_bound: NDArray[np.bool_]
+
+    def curve(self, row: int) -> Curve:
+        """The curve of one series."""
+        values = (self.beta[row], self.tau0[row], self.A1[row], self.A2[row], self.K[row])
+        return Curve(*(float(value) for value in values))
+
+    def evaluate(self, t: ArrayLike) -> Floats:
+        """All curves at the times ``t [M]``: ``[L, M]``."""
+        columns = (self.beta, self.tau0, self.A1, self.A2, self.K)
+        return evaluate(np.asarray(t, dtype=np.float64), *(column[:, None] for column in columns))
+
+
+def fit_curves(t: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> CurveFits:
+    """Fits Eq. 14 to every series by globally optimal least squares.
+
+    Args:
+        t: Times ``[T]``, finite, not negative, ascending (equal neighbours allowed); steps, or another clock.
+        y: Series ``[L, T]``; points that are not finite are left out of their series.
+        weights: Weights of the squared residuals, ``[T]`` or ``[L, T]``; a weight of 0 leaves a point out.
+
+    Raises:
+        ValueError: If the shapes do not match, or times or weights break the rules above.
+    """
+    times, series, weight = _checked(t, y, weights)
+    out = np.full((6, len(series)), np.nan)
+    at_bound = np.zeros(len(series), dtype=bool)
+    usable = np.isfinite(series)
+    if weight is not None:
+        usable &= weight > 0
+    patterns, pattern_of = np.unique(usable, axis=0, return_inverse=True)
+    for index, pattern in enumerate(patterns):
+        if len(np.unique(times[pattern])) < MIN_POINTS:
+            continue
+        rows = np.flatnonzero(pattern_of.ravel() == index)
+        cut = None if weight is None else weight[rows][:, pattern]
+        group = fit_group(times[pattern], series[rows][:, pattern], cut)
+        out[:5, rows], at_bound[rows] = group.parameters, group.optimum.at_edge
+        out[5, rows] = (group.residual**2 * (1.0 if cut is None else cut)).sum(axis=1)
+    return CurveFits(*out, at_bound=at_bound)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Series that share their times, fitted.
+
+    Attributes:
+        problem: The scaled problem.
+        optimum: Its solution.
+        parameters: β, τ₀, A₁, A₂, K, ``[5, L]``.
+        residual: Series minus curve as it evaluates in floats, ``[L, n]``.
+    """
+
+    problem: Problem
+    optimum: Optimum
+    parameters: Floats
+    residual: Floats
+
+
+def fit_group(t: Floats, y: Floats, weights: Floats | None) -> Group:
+    """Fits series ``y [L, n]``, all finite, at times ``t [n]`` with at least ``MIN_POINTS`` different ones."""
+    problem = make_problem(t, y, weights)
+    best = solve(problem)
+    beta, tau0 = best.b / problem.last, best.c * problem.last - problem.first
+    growth = problem.scale * np.exp(beta * problem.first)
+    _, first, second = best.coefficients.T
+    a1 = second * growth
+    a2 = -(first + second * np.log(best.c * problem.last)) * growth
+    shape = evaluate(t, *(column[:, None] for column in (beta, tau0, a1, a2, np.zeros_like(a1))))
+    # The free constant takes up the rounding of A2, which near b = 0 is far larger than the series.
+    k = (problem.root**2 * (y - shape)).sum(axis=1)
+    parameters = np.stack([beta, tau0, a1, a2, k])
+    return Group(problem, best, parameters, y - evaluate(t, *parameters[:, :, None]))
+
+
+def _checked(t: ArrayLike, y: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats, Floats | None]:
+    """The arguments of ``fit_curves`` as arrays ``[T]``, ``[L, T]``, ``[L, T]`` or None."""
+    times, series = np.asarray(t, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if times.ndim != 1 or series.ndim != 2 or series.shape[1] != len(times):
+        raise ValueError(f"times must be [T] and series [L, T], got shapes {times.shape} and {series.shape}")
+    if not (np.isfinite(times).all() and (times >= 0).all() and (np.diff(times) >= 0).all()):
+        raise ValueError("times must be finite, not negative and ascending; sort the points by time first")
+    if weights is None:
+        return times, series, None
+    weight = np.asarray(weights, dtype=np.float64)
+    if weight.shape not in (times.shape, series.shape):
+        raise ValueError(f"weights must be [T] or [L, T] = {series.shape}, got {weight.shape}")
+    if not (np.isfinite(weight).all() and (weight >= 0).all()):
+        raise ValueError("weights must be finite and not negative")
+    return times, series, np.array(np.broadcast_to(weight, series.shape))

@@ -1,0 +1,228 @@
+"""What the data leave open: the profile likelihood of Eq. 14 over (β, τ₀), and the intervals read off it.
+
+A set of parameters is *admissible* if its residual sum of squares is at most S·(1 + F/ν): S that of the best curve, F
+the 80 % quantile of the F distribution with 1 and ν degrees of freedom, ν = effective points - 5 parameters. The
+admissible set is walked with a net of (β, τ₀) nodes: along the valley of the best β for each τ₀, and across it. At
+each node the problem is linear, the admissible coefficients are a disc (in orthonormal coordinates), and what can be
+said of a linear form or of a ratio of coefficients is exact. An interval is the union over the nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit, wrightomega
+
+from ma_monitor.numerics.projection import Floats, Index, Problem, columns, project, to_b
+from ma_monitor.numerics.search import POINTS, Optimum, descend
+
+LEVEL = 0.8
+"""Probability that an interval is meant to hold."""
+PARAMETERS = 5
+_NEAR = np.array([-2.0, -1.5, -1.0, -0.7, -0.4, -0.2, 0.0, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0])
+"""Nodes around the optimum, in half widths of the interval that the curvature there suggests."""
+_ACROSS = np.array([0.0, -1.0, -0.75, -0.4, 0.4, 0.75, 1.0])
+"""Nodes across the valley, in half widths of the admissible set there."""
+_ANGLES = np.linspace(-1.0, 1.0, 9)
+_PROBES = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 0.6])
+"""Times, as a share of the window, at which the curve is compared with its end."""
+_BLOCK = 40_000
+"""Floats in one array of a block of nodes: small enough for the processor's cache."""
+_FLOOR = 1e-13
+"""Residual sums below this share of the total cannot be told apart in floats."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the admissible curves of each series have in common; arrays ``[L]``, in scaled units unless said.
+
+    A bound is infinite where no data speak against any value on that side.
+
+    Attributes:
+        asymptote: Lowest and highest K, ``[2, L]``.
+        peak_time: Earliest and latest maximum, as a share s of T since t_min, ``[2, L]``; infinite where some admissible
+            curve still rises at the end, below 0 where one falls from the start.
+        peak_height: Lowest and highest maximum, ``[2, L]``.
+        highest_first: Some admissible curve is largest at the first point.
+        highest_inside: Some admissible curve rises, then falls, within the window.
+        highest_last: Some admissible curve is largest at the last point.
+        change: Upper bound of the change between the end and any earlier time.
+    """
+
+    asymptote: Floats
+    peak_time: Floats
+    peak_height: Floats
+    highest_first: NDArray[np.bool_]
+    highest_inside: NDArray[np.bool_]
+    highest_last: NDArray[np.bool_]
+    change: Floats
+
+
+def examine(problem: Problem, optimum: Optimum, effective: Floats) -> Evidence:
+    """Walks the admissible set of every series; ``effective [L]`` is the effective number of points."""
+    small = problem.binned(POINTS)
+    series = len(problem.y)
+    best = project(small, *optimum.point.T)
+    freedom = np.maximum(effective - PARAMETERS, 1e-3)
+    lost = (problem.y**2).sum(axis=1) - (small.y**2).sum(axis=1)  # within the bins
+    limit = (
+        2 * best.value + (2 * best.value + lost) * f_quantile(freedom) / freedom + _FLOOR * (problem.y**2).sum(axis=1)
+    )
+    rows, point = _net(small, optimum, limit)
+    tally = _Tally(series)
+    size = max(1, _BLOCK // len(small.s))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        _examine_block(small.take(rows[part]), rows[part], point[part], limit, tally)
+    unknown = effective - PARAMETERS < 1
+    for low, high in (tally.asymptote, tally.peak_time, tally.peak_height):
+        low[unknown], high[unknown] = -np.inf, np.inf
+    tally.shapes[:, unknown] = True
+    tally.change[unknown] = np.inf
+    return Evidence(tally.asymptote, tally.peak_time, tally.peak_height, *tally.shapes, change=tally.change)
+
+
+def f_quantile(freedom: Floats) -> Floats:
+    """The 80 % quantile of F with 1 and ``freedom`` degrees of freedom: the square of Student's t at 90 %."""
+    return np.asarray(stdtrit(freedom, 0.5 + LEVEL / 2) ** 2)
+
+
+def _net(problem: Problem, optimum: Optimum, limit: Floats) -> tuple[Index, Floats]:
+    """Nodes that cover the admissible set: series ``[P]`` and places (u, v) ``[P, 2]``."""
+    series = len(problem.y)
+    state = project(problem, *optimum.point.T)
+    spare = np.maximum(limit - 2 * state.value, 0.0)
+    (huu, huv), (_, hvv) = state.hessian.transpose(1, 2, 0)
+    huu = np.maximum(huu, 1e-300)
+    curvature = np.maximum(hvv - huv**2 / huu, 1e-300)
+    reach = np.minimum(np.sqrt(spare / curvature), 20.0)
+    near = np.repeat(optimum.point[:, None], len(_NEAR), axis=1)
+    near[:, :, 1] += reach[:, None] * _NEAR
+    near[:, :, 0] -= np.clip((huv / huu)[:, None] * reach[:, None] * _NEAR, -1.0, 1.0)
+    near = np.clip(near, problem.low, problem.high)
+    start = np.concatenate([optimum.valley, near], axis=1)
+    rows = np.repeat(np.arange(series), start.shape[1])
+    low, high = start.reshape(-1, 2).copy(), start.reshape(-1, 2).copy()
+    low[:, 0], high[:, 0] = problem.low[0], problem.high[0]
+    point, state = descend(problem, rows, start.reshape(-1, 2), low, high, 3)
+    spare = limit[rows] - 2 * state.value
+    inside = spare >= 0
+    rows, point, spare, state = rows[inside], point[inside], spare[inside], state.take(inside)
+    width = np.minimum(np.sqrt(spare / np.maximum(state.hessian[:, 0, 0], 1e-300)), 3.0)
+    net = np.repeat(point[:, None], len(_ACROSS), axis=1)
+    net[:, :, 0] = np.clip(net[:, :, 0] + width[:, None] * _ACROSS, problem.low[0], problem.high[0])
+    return np.repeat(rows, len(_ACROSS)), net.reshape(-1, 2)
+
+
+class _Tally:
+    """The running union over nodes, per series."""
+
+    def __init__(self, series: int) -> None:
+        self.asymptote, self.peak_time, self.peak_height = (
+            np.stack([np.full(series, np.inf), np.full(series, -np.inf)]) for _ in range(3)
+        )
+        self.shapes = np.zeros((3, series), dtype=bool)
+        self.change = np.zeros(series)
+
+    @staticmethod
+    def widen(bounds: Floats, rows: Index, low: Floats, high: Floats) -> None:
+        """Takes more intervals into a union; NaN counts as nothing."""
+        np.fmin.at(bounds[0], rows, low)
+        np.fmax.at(bounds[1], rows, high)
+
+
+def _examine_block(problem: Problem, rows: Index, point: Floats, limit: Floats, tally: _Tally) -> None:
+    """Adds what the nodes at ``point [P, 2]`` (of the series ``rows``) admit to the tally."""
+    at = columns(problem, point[:, 0], point[:, 1])
+    spare = limit[rows] - (at.stack[:, 2] ** 2).sum(axis=1)
+    inside = spare >= 0
+    if not inside.any():
+        return
+    rows, spare = rows[inside], spare[inside]
+    node = _Node(to_b(point[inside, 0]), np.exp(point[inside, 1]), at.triangle[:, inside], at.along[:, inside], spare)
+    end = float(problem.s[-1])
+    tally.widen(tally.asymptote, rows, *node.interval(np.ones(len(rows)), np.ones(len(rows)), np.zeros(len(rows))))
+    early, late, shapes = node.shapes(end)
+    tally.widen(tally.peak_time, rows, early, late)
+    for flag, found in zip(tally.shapes, shapes, strict=True):
+        np.logical_or.at(flag, rows, found)
+    tally.widen(tally.peak_height, rows, *node.height())
+    np.maximum.at(tally.change, rows, node.change(end))
+
+
+@dataclass(frozen=True)
+class _Node:
+    """Nodes of the net; arrays ``[P]`` (triangle ``[5, P]``, along ``[2, P]``: see ``Columns``).
+
+    ``spare`` is how much the residual sum may grow: the squared radius of the disc of admissible coefficients.
+    """
+
+    b: Floats
+    c: Floats
+    triangle: Floats
+    along: Floats
+    spare: Floats
+
+    def interval(self, k0: Floats, k1: Floats, k2: Floats) -> tuple[Floats, Floats]:
+        """Lowest and highest admissible value of k0·a0 + k1·a1 + k2·a2."""
+        r01, r02, r11, r12, r22 = self.triangle
+        z1 = (k1 - r01 * k0) / r11
+        z2 = (k2 - r02 * k0 - r12 * z1) / r22
+        centre = z1 * self.along[0] + z2 * self.along[1]
+        radius = np.sqrt(self.spare * (k0**2 + z1**2 + z2**2))
+        return centre - radius, centre + radius
+
+    def basis(self, s: Floats) -> tuple[Floats, Floats]:
+        """X₁ and X₂ at the scaled times s (broadcast against ``[P]``)."""
+        return -np.expm1(-self.b * s), np.exp(-self.b * s) * np.log1p(s / self.c)
+
+    def peak_time(self, a1: Floats, a2: Floats) -> Floats:
+        """Scaled time where the curve with these coefficients is flat; infinite beyond the range of floats."""
+        with np.errstate(all="ignore"):
+            omega = np.real(wrightomega(-a1 / a2 - np.log(self.b * self.c)))
+            return np.asarray(1 / (self.b * omega) - self.c)
+
+    def shapes(self, end: float) -> tuple[Floats, Floats, tuple[NDArray[np.bool_], ...]]:
+        """Earliest and latest maximum, and whether the maximum over [0, end] may be at its start, inside, at its end.
+
+        Shape depends on the direction of (a1, a2) only. Seen from the origin the disc fills an arc of directions.
+        """
+        _, _, r11, r12, r22 = self.triangle
+        distance = np.hypot(*self.along)
+        radius = np.sqrt(self.spare)
+        half = np.where(distance > radius, np.arcsin(np.minimum(radius / np.maximum(distance, 1e-300), 1.0)), np.pi)
+        angle = np.arctan2(self.along[1], self.along[0]) + half * _ANGLES[:, None]
+        a2 = np.sin(angle) / r22
+        a1 = (np.cos(angle) - r12 * a2) / r11
+        first, last = self.basis(np.float64(end))
+        rises_first = self.b * a1 + a2 / self.c > 0
+        rises_last = self.b * a1 + a2 * (1 / (end + self.c) - self.b * np.log1p(end / self.c)) > 0
+        higher_last = a1 * first + a2 * last > 0
+        inside = rises_first & ~rises_last
+        at_end = (rises_first & rises_last) | (~rises_first & rises_last & higher_last)
+        time = np.where(a2 > 0, self.peak_time(a1, a2), np.where(at_end, np.inf, -np.inf))
+        return time.min(axis=0), time.max(axis=0), tuple(f.any(axis=0) for f in (~inside & ~at_end, inside, at_end))
+
+    def height(self) -> tuple[Floats, Floats]:
+        """Lowest and highest admissible maximum: that of the node's own best curve, to first order; NaN if it has none.
+
+        The height changes with the peak's time only to second order, so it is a linear form of the coefficients.
+        """
+        _, _, r11, r12, r22 = self.triangle
+        a2 = self.along[1] / r22
+        a1 = (self.along[0] - r12 * a2) / r11
+        time = self.peak_time(a1, a2)
+        time = np.where((a2 > 0) & (time > 0) & np.isfinite(time), time, np.nan)
+        return self.interval(np.ones_like(time), *self.basis(time))
+
+    def change(self, end: float) -> Floats:
+        """Largest admissible absolute difference between the curve's end and its value at the probe times."""
+        last = self.basis(np.float64(end))
+        most = np.zeros_like(self.b)
+        for share in _PROBES:
+            first, second = self.basis(np.float64(share * end))
+            low, high = self.interval(np.zeros_like(first), last[0] - first, last[1] - second)
+            most = np.maximum(most, np.maximum(-low, high))
+        return most
