@@ -44,11 +44,12 @@ class Peak:
         height: Median ratio there; None with the step.
         low: 10 % quantile of the step; None where that lies at the scheduled end.
         high: 90 % quantile of the step; None likewise.
-        identified: Whether both ends of that interval lie before the scheduled end and it is narrower than half of the
-            step. More points after the maximum, or a clear bend before it, turn this true.
+        identified: Whether both ends of that interval lie before the scheduled end, it is narrower than half of the
+            step, and a past maximum has been followed by a fall beyond the noise. More points after the maximum, or a
+            clear bend before it, turn this true.
         probability: That the maximum comes before the scheduled end.
-        status: ``past``, ``ahead``, ``not_within_schedule`` (largest at the scheduled end), or ``none`` (largest at
-            the first point: it only ever fell).
+        status: ``past``, ``ahead``, ``not_within_schedule`` (largest at the scheduled end), or ``none`` (it never
+            rose above its first points by more than noise).
     """
 
     step: float | None
@@ -266,7 +267,7 @@ def _known_layers(
             quantiles=bands[i, :, 1:],
             end_step=end,
             end=None if end is None else bands[i, :, 0],
-            peak=_peak(mixture.steps, past[i], nodes, ahead[i]),
+            peak=_peak(mixture.steps, past[i], float(mixture.noise[i]), nodes, ahead[i]),
             asymptote=settled[i],
             crossings={t: _crossing(mixture.steps, mixture.values[i], nodes, ahead[i], t) for t in thresholds},
             led_by=names[leaders[i]],
@@ -298,8 +299,8 @@ def _asymptotes(mixture: Mixture) -> list[Asymptote]:
     return out
 
 
-def _peak(steps: Floats, past: Floats, nodes: Floats, ahead: Floats) -> Peak:
-    """The maximum over the smoothed past ``[T]`` and every sampled future ``[nodes, P]``, in ln ratio."""
+def _peak(steps: Floats, past: Floats, noise: float, nodes: Floats, ahead: Floats) -> Peak:
+    """The maximum over the smoothed past ``[T]`` and every sampled future ``[nodes, P]``; all in ln ratio."""
     before = int(past.argmax())
     highest = ahead.max(axis=0)
     later = highest > past[before]
@@ -309,11 +310,13 @@ def _peak(steps: Floats, past: Floats, nodes: Floats, ahead: Floats) -> Peak:
     probability = float((step < end).mean())
     if middle >= end:
         return Peak(None, None, low if low < end else None, None, False, probability, "not_within_schedule")
-    status = "ahead" if middle > steps[-1] else "past" if before > 0 else "none"
+    margin = 3 * noise * np.sqrt(2 / SMOOTH)  # three standard errors of the difference of two smoothed points
+    rose, fell = past[before] - past[0] > margin, past[before] - past[-1] > margin
+    status = "ahead" if middle > steps[-1] else "past" if rose else "none"
     if status == "none":
         return Peak(None, None, None, None, False, probability, status)
     height = float(np.exp(np.quantile(np.maximum(highest, past[before])[step < end], 0.5)))
-    identified = high < end and high - low < middle / 2
+    identified = bool(high < end and high - low < middle / 2 and (status == "ahead" or fell))
     return Peak(middle, height, low, high if high < end else None, identified, probability, status)
 
 
