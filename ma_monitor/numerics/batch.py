@@ -74,7 +74,8 @@ def fit_curves(t: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) 
         group = fit_group(times[pattern], series[rows][:, pattern], cut)
         out[:5, rows], at_bound[rows] = group.parameters, group.optimum.at_edge
         out[5, rows] = (group.residual**2 * (1.0 if cut is None else cut)).sum(axis=1)
-    return CurveFits(*out, at_bound=at_bound)
+    beta, tau0, a1, a2, k, sse = out
+    return CurveFits(beta, tau0, a1, a2, k, sse, at_bound)
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,8 @@ class Fit:
         aicc: Akaike's corrected criterion with the effective number of points.
         n: Points used.
         n_effective: Independent points that carry as much, by the residuals' autocorrelation from point to point.
-        at_bound: The optimum sits on the edge of the box of β and τ₀: the curve degenerates (to a logarithm plus a line,
-            to a plain exponential, …) and its single parameters mean little.
+        at_bound: The optimum sits on the edge of the box of β and τ₀: the curve degenerates (to a logarithm plus a
+            line, to t·e^(-βt), …) and its single parameters mean little.
         trajectory_class: How the ratio develops.
         peak: The maximum.
         asymptote: The limit.

@@ -42,8 +42,8 @@ class Evidence:
 
     Attributes:
         asymptote: Lowest and highest K, ``[2, L]``.
-        peak_time: Earliest and latest maximum, as a share s of T since t_min, ``[2, L]``; infinite where some admissible
-            curve still rises at the end, below 0 where one falls from the start.
+        peak_time: Earliest and latest maximum, as a share s of T since t_min, ``[2, L]``; infinite where some
+            admissible curve never turns, below 0 where one falls from the start.
         peak_height: Lowest and highest maximum, ``[2, L]``.
         highest_first: Some admissible curve is largest at the first point.
         highest_inside: Some admissible curve rises, then falls, within the window.
@@ -81,7 +81,8 @@ def examine(problem: Problem, optimum: Optimum, effective: Floats) -> Evidence:
         low[unknown], high[unknown] = -np.inf, np.inf
     tally.shapes[:, unknown] = True
     tally.change[unknown] = np.inf
-    return Evidence(tally.asymptote, tally.peak_time, tally.peak_height, *tally.shapes, change=tally.change)
+    first, inside, last = tally.shapes
+    return Evidence(tally.asymptote, tally.peak_time, tally.peak_height, first, inside, last, tally.change)
 
 
 def f_quantile(freedom: Floats) -> Floats:
@@ -196,7 +197,7 @@ class _Node:
         angle = np.arctan2(self.along[1], self.along[0]) + half * _ANGLES[:, None]
         a2 = np.sin(angle) / r22
         a1 = (np.cos(angle) - r12 * a2) / r11
-        first, last = self.basis(np.float64(end))
+        first, last = self.basis(np.full_like(self.b, end))
         rises_first = self.b * a1 + a2 / self.c > 0
         rises_last = self.b * a1 + a2 * (1 / (end + self.c) - self.b * np.log1p(end / self.c)) > 0
         higher_last = a1 * first + a2 * last > 0
@@ -219,10 +220,10 @@ class _Node:
 
     def change(self, end: float) -> Floats:
         """Largest admissible absolute difference between the curve's end and its value at the probe times."""
-        last = self.basis(np.float64(end))
+        last = self.basis(np.full_like(self.b, end))
         most = np.zeros_like(self.b)
         for share in _PROBES:
-            first, second = self.basis(np.float64(share * end))
+            first, second = self.basis(np.full_like(self.b, share * end))
             low, high = self.interval(np.zeros_like(first), last[0] - first, last[1] - second)
             most = np.maximum(most, np.maximum(-low, high))
         return most

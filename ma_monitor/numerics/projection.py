@@ -98,7 +98,7 @@ class Problem:
 
 
 def make_problem(t: Floats, y: Floats, weights: Floats | None) -> Problem:
-    """Scales series ``y [L, n]`` at times ``t [n]`` (ascending, not all equal), weights ``[L, n]`` or None for equal."""
+    """Scales series ``y [L, n]`` at times ``t [n]`` (ascending, not all equal); weights ``[L, n]``, None for equal."""
     first, last = float(t[0]), float(t[-1])
     s = (t - first) / last
     if weights is None:
@@ -127,7 +127,7 @@ def to_b(u: Floats) -> Floats:
 
 def grid_nodes(problem: Problem) -> tuple[Floats, Floats]:
     """Nodes in b ``[B]`` (both edges; the first stands for 0) and in c ``[C]`` (log-spaced over its range)."""
-    low, high = to_b(problem.low[0]), to_b(problem.high[0])
+    low, high = float(to_b(problem.low[0])), float(to_b(problem.high[0]))
     spread = np.geomspace(min(0.02, high / 2), high, GRID - 1)
     return np.concatenate([[low], spread]), np.geomspace(C_MIN, C_MAX, GRID)
 
@@ -147,7 +147,7 @@ def grid_residuals(problem: Problem, b: Floats, c: Floats) -> Floats:
 def _grid_part(s: Floats, root: Floats, y: Floats, b: Floats, decay: Floats, log: Floats) -> Floats:
     """Residual sums of squares ``[L, B, C]`` of series ``y [L, n]`` that share the weights root² ``[n]``.
 
-    X₂ is a product of a function of b and one of c, so each of its inner products over all (b, c) is one matrix product.
+    X₂ is a function of b times one of c, so each of its inner products over all (b, c) is one matrix product.
     """
     weights = root**2
     first = -np.expm1(-b[:, None] * s)

@@ -68,8 +68,8 @@ def solve(problem: Problem) -> Optimum:
     point, state = descend(problem, rows, point, problem.low, problem.high, 30, prune=True)
     rows, point = _best(rows, point, state, len(problem.y), 1)
     final = project(problem, point[:, 0], point[:, 1])
-    edge = ((point <= problem.low + 1e-9) | (point >= problem.high - 1e-9)).any(axis=1)
-    return Optimum(point, to_b(point[:, 0]), np.exp(point[:, 1]), final.coefficients, edge, valley)
+    edge = np.any((point <= problem.low + 1e-9) | (point >= problem.high - 1e-9), axis=1)
+    return Optimum(point, to_b(point[:, 0]), np.exp(point[:, 1]), final.coefficients, np.asarray(edge), valley)
 
 
 def _valley(problem: Problem, residuals: Floats, b: Floats, c: Floats) -> tuple[Index, Floats, Floats]:
