@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import tempfile
 import time
@@ -31,6 +32,7 @@ ATTEMPTS = 5
 FIRST_WAIT = 1.0
 """Seconds before the second attempt, doubled before each further one; a server's Retry-After goes before it."""
 LONGEST_WAIT = 60.0
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,12 @@ class HubSource:
                 raise OSError(f"the download ended without {', '.join(absent)}")
             return folder
 
-        scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{revision}-") as folder:
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            place = tempfile.TemporaryDirectory(dir=scratch, prefix=f"{revision}-")
+        except OSError as error:
+            raise SourceError(f"nothing can be downloaded into {scratch} ({error.strerror})") from error
+        with place as folder:
             yield _asked(lambda: fetch(Path(folder)), self.name, revision, self.revisions)
 
 
@@ -185,6 +191,8 @@ def _pause(error: Exception, wait: float) -> float | None:
     if any(isinstance(cause, (OfflineModeIsEnabled, HFValidationError)) for cause in chain):
         return None
     for cause in chain:
+        if isinstance(cause, OSError) and cause.errno in DISK_FAULTS:
+            return None
         if isinstance(cause, HfHubHTTPError):
             if cause.response.status_code != 429 and cause.response.status_code < 500:
                 return None
@@ -216,6 +224,10 @@ def _explained(error: Exception, repo: str, revision: str | None, known: tuple[s
             return SourceError(
                 f"{repo} cannot be read: offline mode is on; unset HF_HUB_OFFLINE, "
                 "or give a folder of step<N> folders that you downloaded before"
+            )
+        if isinstance(cause, OSError) and cause.errno in DISK_FAULTS:
+            return SourceError(
+                f"{repo} at {revision} cannot be stored ({cause.strerror}): make room, or the disk writable"
             )
     at = f" at {revision}" if revision else ""
     reason = str(error).strip().splitlines() or [""]

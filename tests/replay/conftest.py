@@ -49,6 +49,7 @@ class LoopbackHub:
     repos: dict[str, dict[str, Files]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     faults: dict[str, list[int]] = field(default_factory=dict)
+    retry_after: str = "0"
     requests: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -115,7 +116,9 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             hub.requests.append(f"{self.command} {path}")
             status = hub.fault(path) if self.command == "GET" else None
             answer = (
-                Answer(status, b"busy", {"Retry-After": "0"}) if status else hub.answer(path, self.headers["Range"])
+                Answer(status, b"busy", {"Retry-After": hub.retry_after})
+                if status
+                else hub.answer(path, self.headers["Range"])
             )
             self.send_response(answer.status)
             for key, value in answer.headers.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -23,6 +24,10 @@ SAFE = {"config.json": b"{}", "model.safetensors": b"safe" * 1000}
 
 def only(revision: str) -> Checkpoint:
     return Checkpoint(int(revision.removeprefix("step")), revision)
+
+
+def ten(scratch: Path) -> tuple[Checkpoint, Path]:
+    return only("step10"), scratch
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -157,6 +162,60 @@ def test_a_server_that_stays_busy_is_given_up_with_a_reason(hub: LoopbackHub) ->
     with pytest.raises(SourceError, match=r"lab/tiny cannot be read from the Hub .*503.* run the same command again"):
         hub_source(REPO, "all")
     assert hub.requests.count(f"GET /api/models/{REPO}/refs") == 5
+
+
+@pytest.mark.parametrize(("asked", "waits"), [("7", [7, 7]), ("86400", [60, 60]), ("tomorrow", [0.01, 0.02])])
+def test_a_server_says_how_long_to_wait_within_reason(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, asked: str, waits: list[float]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("ma_monitor.replay.hub.time.sleep", slept.append)
+    hub.repos[REPO] = {"step10": SAFE}
+    hub.faults, hub.retry_after = {"/refs$": [429, 503]}, asked
+
+    hub_source(REPO, "all")
+
+    assert slept == waits
+
+
+def test_a_full_disk_is_not_blamed_on_the_network(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos[REPO] = {"step10": SAFE}
+    source = hub_source(REPO, "all")
+    calls: list[object] = []
+
+    def full(*args: object, **kwargs: object) -> None:
+        calls.append(args)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(SourceError, match="cannot be stored .No space left.*make room"), source.open(*ten(tmp_path)):
+        pass
+    assert len(calls) == 1
+
+
+def test_a_place_that_cannot_be_written_is_named(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repos[REPO] = {"step10": SAFE}
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(SourceError, match="nothing can be downloaded into .*file"),
+        hub_source(REPO, "all").open(*ten(tmp_path / "file")),
+    ):
+        pass
+
+
+def test_a_download_that_ends_early_is_not_lent(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos[REPO] = {"step10": SAFE}
+    source = hub_source(REPO, "all")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: None)
+    with (
+        pytest.raises(SourceError, match=r"ended without config\.json, model\.safetensors"),
+        source.open(*ten(tmp_path)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
