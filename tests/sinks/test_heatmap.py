@@ -85,6 +85,16 @@ def test_every_pixel_against_the_slow_reference(data: st.DataObject, layers: int
         assert np.abs(row - want).max() <= 1
 
 
+def test_crowded_columns_against_the_slow_reference(rng: np.random.Generator) -> None:
+    steps = np.arange(1500) * 10
+    values = 10 ** rng.uniform(0, 3, (1, 1500))
+    values[rng.random(values.shape) < 0.3] = np.nan
+    low, high = module._limits(values)
+    want = [slow_colour(value, low, high) for value in slow_columns(steps.tolist(), values[0].tolist())]
+    # One unit of 255 for a value that falls between two shades.
+    assert np.abs(cells(heatmap(steps, values), 1)[0].astype(int) - np.array(want)).max() <= 1
+
+
 @given(values=st.lists(st.floats(5e-324, 1.7e308), min_size=1, max_size=4))
 def test_scale_holds_every_value(values: list[float]) -> None:
     low, high = module._limits(np.array([values]))

@@ -54,7 +54,7 @@ def test_layers_of_a_quantity_share_a_chart(tmp_path: Path, read_events: Callabl
     ratios = {f"ma/ratio/layer_{layer:02d}": 1.0 for layer in range(1, 4)}
     for step in range(4):
         sink.emit(Emission(step, ratios))
-    sink.emit(Emission(4, ratios | {"ma/kurtosis/layer_01": 3.0}))
+    sink.emit(Emission(4, {"ma/kurtosis/layer_01": 3.0}))
     sink.close()
 
     layout = read_events(tmp_path)[LAYOUT]

@@ -6,8 +6,9 @@ import copy
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -21,9 +22,9 @@ from transformers import (
 )
 from transformers.integrations import integration_utils
 from transformers.integrations.integration_utils import CodeCarbonCallback, TensorBoardCallback, WandbCallback
-from transformers.trainer_callback import CallbackHandler
 
 from ma_monitor.sinks.base import Emission, Sink
+from ma_monitor.sinks.relay import RelaySink
 from ma_monitor.sinks.trainer import TrainerSinks, find_handler, is_reporter
 
 STEPS = 6
@@ -268,27 +269,28 @@ def test_who_is_a_reporter() -> None:
     assert is_reporter(integration_utils.SwanLabCallback.__new__(integration_utils.SwanLabCallback))
 
 
-def test_search_for_the_handler_keeps_nothing_alive(tmp_path: Path) -> None:
+def test_search_for_the_handler_keeps_nothing_alive() -> None:
     class Batch: ...
-
-    class Search(TrainerCallback):
-        found: CallbackHandler | None = None
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.found = find_handler()
-
-    search = Search()
-    handler = CallbackHandler([search], None, None, None, None)  # type: ignore[no-untyped-call]
 
     def training_loop() -> bool:
         batch = Batch()
         earlier = weakref.ref(batch)
-        handler.on_step_end(TrainingArguments(output_dir=str(tmp_path)), TrainerState(), TrainerControl())
+        find_handler()
         batch = Batch()
         return earlier() is None
 
     assert training_loop()
-    assert search.found is handler
+
+
+def test_relayed_values_are_python_floats() -> None:
+    ledger = Ledger()
+    relay = RelaySink(ledger, cast(Any, None), TrainerState(global_step=9), TrainerControl())
+    relay.emit(Emission(4, {"ma/ratio/layer_01": cast(float, np.float32(0.5)), "ma/max_ratio_layer": 3}))
+    relay.close()
+    ((step, logs),) = ledger.rows
+    assert step == 4
+    assert logs == {"ma/ratio/layer_01": 0.5, "ma/max_ratio_layer": 3.0}
+    assert {type(value) for value in logs.values()} == {float}
 
 
 def test_no_handler_outside_of_an_event() -> None:
