@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError
 from ma_monitor.numerics.fit import Fit, fit_trajectories
 from ma_monitor.numerics.forecast import Forecast, forecast
+from ma_monitor.runs.records import Plan, Ratio
 from ma_monitor.runs.store import Run
 
 FIRST_REFIT = 6
@@ -58,10 +60,10 @@ def analyse(run: Run, *, at: int | None = None) -> Analysis:
     return Analysis(int(prediction.at), fits, prediction)
 
 
-def fit_run(run: Run, *, at: int | None = None, rank: int = 1) -> tuple[Fit, ...]:
-    """The paper's curve and the other hypotheses, fitted to layers 1 … L in steps."""
+def fit_run(run: Run, *, at: int | None = None, rank: int = 1, ratio: Ratio | None = None) -> tuple[Fit, ...]:
+    """The paper's curve and the other hypotheses, fitted to layers 1 … L in steps; ``ratio`` None is the run's own."""
     seen = _seen(run, at)
-    return fit_trajectories(run.steps[:seen], run.ratios(rank)[:, :seen], total_steps=_total(run, seen))
+    return fit_trajectories(run.steps[:seen], run.ratios(rank, ratio)[:, :seen], total_steps=_total(run, seen))
 
 
 def forecast_run(
@@ -71,18 +73,34 @@ def forecast_run(
     until: int | None = None,
     grid: Sequence[int] | None = None,
     rank: int = 1,
+    plan: Plan | None = None,
 ) -> Forecast:
-    """The forecast of layers 1 … L; uses the plan in force at ``at`` and no measurement after it."""
+    """The forecast of layers 1 … L; uses no measurement after ``at``, and the plan in force then unless given another.
+
+    With ``plan`` it answers "what if", and must not be shown as the run's own forecast.
+    """
     seen = _seen(run, at)
-    plan = run.plan_at(int(run.steps[seen - 1]))
+    plan = plan or run.plan_at(int(run.steps[seen - 1]))
     return forecast(
         run.steps[:seen],
         run.ratios(rank)[:, :seen],
         until=until,
         grid=None if grid is None else np.asarray(grid, dtype=np.int64),
-        lr=None if plan is None else plan.lr,
+        lr=None if plan is None else _rates(run.plans, plan, int(run.steps[seen - 1])),
         total_steps=None if plan is None else plan.total_steps,
     )
+
+
+def _rates(plans: Sequence[Plan], plan: Plan, now: int) -> NDArray[np.float64] | None:
+    """``lr[s]`` as it was up to ``now`` and goes on by ``plan``: a plan changed at a resume does not change the past."""
+    if plan.lr is None:
+        return None
+    rates = plan.lr.copy()
+    for old, new in zip(plans, [*plans[1:], None], strict=True):
+        until = min(now, rates.size) if new is None else min(new.from_step, now, rates.size)
+        if old.lr is not None and old.from_step < until <= old.lr.size:
+            rates[old.from_step : until] = old.lr[old.from_step : until]
+    return rates
 
 
 def _seen(run: Run, at: int | None) -> int:

@@ -1,0 +1,181 @@
+"""What all commands share: how they are declared, and how they print tables, JSON and warnings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from ma_monitor.errors import ConfigError
+
+RATIOS = ("ratio_of_means", "mean_of_ratios")
+RATIO_HELP = "how sequences are reduced: ratio_of_means is Eq. 8 of the paper, mean_of_ratios Eq. 6 and 7"
+UNKNOWN = "-"
+"""What a table shows where a number is not known."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises what it has to say, so that bad input of any kind ends in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the message.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+class Commands(Protocol):
+    """Where commands are declared: what argparse's ``add_subparsers`` gives."""
+
+    def add_parser(self, *args: Any, **options: Any) -> Parser:
+        """Adds one."""
+
+
+def add_command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], *, help: str, text: str, example: str
+) -> Parser:
+    """Declares a command, with the ``--json`` that every one has.
+
+    Args:
+        commands: Where it is added.
+        name: What the user types.
+        run: Does it and returns the exit code.
+        help: One line for the list of commands.
+        text: What it does, for its own help.
+        example: A command line that works.
+    """
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
+    return parser
+
+
+def whole(text: str, least: int = 0) -> int:
+    """A whole number that is not negative, as steps are."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+    return number
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, as counts are."""
+    return whole(text, 1)
+
+
+@contextmanager
+def user_file(path: str, rule: str) -> Iterator[Path]:
+    """Turns whatever goes wrong while a file is read that the user named into one sentence.
+
+    Args:
+        path: The file.
+        rule: What it must hold, in words.
+
+    Raises:
+        ConfigError: If it cannot be read, or not as what it must hold.
+    """
+    try:
+        yield Path(path)
+    except (OSError, EOFError, ValueError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"{path}: {rule}, and this cannot be read so ({reason})") from error
+
+
+def printable(text: object) -> str:
+    r"""Text that cannot steer a terminal: control characters, bidirectional marks and the like become ``\x1b``."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def say(text: str = "") -> None:
+    """Prints lines on stdout; what its encoding lacks is escaped, what would steer the terminal too."""
+    encoding = sys.stdout.encoding or "utf-8"
+    for line in text.split("\n"):
+        print(printable(line).encode(encoding, "backslashreplace").decode(encoding))
+
+
+def note(text: object) -> None:
+    """Prints one line on stderr, where progress and warnings go."""
+    print(printable(" ".join(str(text).split())), file=sys.stderr)
+
+
+def emit_json(document: dict[str, Any]) -> None:
+    """Prints the one JSON document of a command.
+
+    Raises:
+        ValueError: If it holds NaN or an infinity, which is a bug.
+    """
+    print(json.dumps(document, allow_nan=False))
+
+
+def number(value: float | int | None) -> str:
+    """Four significant digits, or thousands with commas; a dash where it is not known."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, int) or 1e4 <= abs(value) < 1e12:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def band(value: float | None, low: float | None, high: float | None) -> str:
+    """A value and its interval in three digits; an end that is not known is a question mark."""
+    if value is None:
+        return UNKNOWN
+    middle, *ends = ("?" if end is None else _short(end) for end in (value, low, high))
+    return f"{middle} [{', '.join(ends)}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if isinstance(value, int) or 100 <= abs(value) < 1e12 else f"{value:.3g}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 0) -> str:
+    """Aligned columns, two spaces apart, under a line of headings.
+
+    Args:
+        columns: Headings.
+        rows: Cells, as many as headings.
+        left: This many of the first columns are aligned to the left, the others to the right.
+    """
+    lines = [tuple(columns), *(tuple(printable(cell) for cell in row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+
+    def padded(line: Sequence[str]) -> str:
+        pairs = enumerate(zip(line, widths, strict=True))
+        return "  ".join(cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in pairs).rstrip()
+
+    return "\n".join(map(padded, lines))
+
+
+@contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """Shows the package's warnings as single lines on stderr while a command runs."""
+    logger = logging.getLogger("ma_monitor")
+    handler = _Notes()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Notes(logging.Handler):
+    """Prints records by `note`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"ma-monitor: {record.levelname.lower()}: {record.getMessage()}")

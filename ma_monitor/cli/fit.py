@@ -1,0 +1,170 @@
+"""``ma-monitor fit``: the paper's curve and the other hypotheses, fitted to every layer."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ma_monitor.cli.common import (
+    RATIO_HELP,
+    RATIOS,
+    UNKNOWN,
+    Commands,
+    add_command,
+    band,
+    emit_json,
+    number,
+    positive,
+    say,
+    table,
+    whole,
+)
+from ma_monitor.errors import ConfigError
+
+CURVE = ("A", "lambda", "gamma", "t0", "K")
+FLAT = ("layer", "class", *CURVE, "log_abs_A", "beta", "tau0", "A1", "A2", "r2", "aicc", "at_bound")
+NESTED = {
+    "peak": ("step", "height", "low", "high", "identified", "status"),
+    "asymptote": ("value", "low", "high", "identified"),
+}
+
+
+def add(commands: Commands) -> None:
+    """Declares the command."""
+    parser = add_command(
+        commands,
+        "fit",
+        run,
+        help="fit the paper's curve to every layer of a run",
+        text=(
+            "Least squares of the ratio in steps, per layer: the five parameters, peak and asymptote with 80 %\n"
+            "intervals where the data identify them, and the other hypotheses by R2 and AICc as in the paper's Table 5."
+        ),
+        example="ma-monitor fit runs/a --at 5000",
+    )
+    parser.add_argument("run_dir", metavar="RUN", help="directory of a run")
+    parser.add_argument("--at", type=whole, metavar="STEP", help="use measurements up to this step (default: all)")
+    parser.add_argument(
+        "--rank", type=positive, default=1, metavar="K", help="which of the largest entries (default: %(default)s)"
+    )
+    parser.add_argument("--ratio", choices=RATIOS, help=f"{RATIO_HELP} (default: as the run was made)")
+    parser.add_argument("--csv", action="store_true", help="print the layers as CSV on stdout and nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does it."""
+    if args.csv and args.json:
+        raise ConfigError("--csv and --json both ask for stdout; give one of them")
+    from ma_monitor.analysis import fit_run
+    from ma_monitor.runs.store import Run
+
+    source = Run.open(args.run_dir)
+    fits = fit_run(source, at=args.at, rank=args.rank, ratio=args.ratio)
+    layers = [{"layer": layer, **fit.to_dict()} for layer, fit in zip(source.layers, fits, strict=True)]
+    at = int(source.steps[-1] if args.at is None else source.steps[source.steps <= args.at][-1])
+    compared = compare(layers)
+    if args.csv:
+        write_csv(layers)
+    elif args.json:
+        document = {"run": str(source.path), "at": at, "rank": args.rank, "ratio": args.ratio or source.meta.ratio}
+        emit_json({**document, "layers": layers, "comparison": compared})
+    else:
+        say(
+            f"{source.path}: {source.meta.model.name}, {int((source.steps <= at).sum())} measurements up to step {at:,}"
+        )
+        say()
+        say(fit_table(layers))
+        say()
+        say(comparison_table(compared, len(layers)))
+    return 0
+
+
+def compare(layers: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every hypothesis over all layers, as the paper's Table 5 compares them; ``curve`` is Eq. 14.
+
+    Args:
+        layers: Documents of the layers' fits.
+
+    Returns:
+        Hypothesis → ``mean_r2`` over the ``layers`` that have one, and ``best``, the number of layers where its AICc is
+        the lowest.
+    """
+    each = [{"curve": {"r2": layer["r2"], "aicc": layer["aicc"]}, **layer["hypotheses"]} for layer in layers]
+    winners = [_best(hypotheses) for hypotheses in each]
+    compared: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(name for hypotheses in each for name in hypotheses):
+        scores = [hypotheses[name]["r2"] for hypotheses in each if name in hypotheses]
+        known = [score for score in scores if score is not None]
+        mean = sum(known) / len(known) if known else None
+        compared[name] = {"mean_r2": mean, "layers": len(known), "best": winners.count(name)}
+    return compared
+
+
+def _best(hypotheses: dict[str, dict[str, Any]]) -> str | None:
+    """The hypothesis of the lowest AICc, None where none has one."""
+    scored = {name: entry["aicc"] for name, entry in hypotheses.items() if entry["aicc"] is not None}
+    return min(scored, key=scored.__getitem__) if scored else None
+
+
+def fit_table(layers: Sequence[dict[str, Any]]) -> str:
+    """A line a layer."""
+    columns = ("layer", "class", *CURVE, "R2", "AICc", "peak step [80 %]", "asymptote [80 %]")
+    rows = [
+        (
+            str(layer["layer"]),
+            str(layer["class"]),
+            *(number(layer[name]) for name in CURVE),
+            UNKNOWN if layer["r2"] is None else f"{layer['r2']:.4f}",
+            number(layer["aicc"]),
+            peak_words(layer["peak"]),
+            asymptote_words(layer["asymptote"]),
+        )
+        for layer in layers
+    ]
+    return table(columns, rows, left=2)
+
+
+def comparison_table(compared: dict[str, dict[str, Any]], layers: int) -> str:
+    """A line a hypothesis, the best mean R² first."""
+    order = sorted(compared.items(), key=lambda item: (item[1]["mean_r2"] is None, -(item[1]["mean_r2"] or 0.0)))
+    rows = [
+        (name, UNKNOWN if entry["mean_r2"] is None else f"{entry['mean_r2']:.4f}", f"{entry['best']} of {layers}")
+        for name, entry in order
+    ]
+    return table(("hypothesis", "mean R2", "best by AICc"), rows, left=1)
+
+
+def peak_words(peak: dict[str, Any] | None) -> str:
+    """A peak's step, interval and whether it is ahead, in a cell."""
+    if peak is None:
+        return "not known"
+    if peak["status"] == "none":
+        return "none"
+    if peak["status"] == "not_within_schedule":
+        return "not within the schedule"
+    if not peak["identified"]:
+        return "not identified"
+    steps = [None if peak[key] is None else round(peak[key]) for key in ("step", "low", "high")]
+    return f"{peak['status']}: {band(*steps)}"
+
+
+def asymptote_words(asymptote: dict[str, Any] | None) -> str:
+    """An asymptote and its interval in a cell."""
+    if asymptote is None:
+        return "not known"
+    if not asymptote["identified"]:
+        return "not identified"
+    return band(asymptote["value"], asymptote["low"], asymptote["high"])
+
+
+def write_csv(layers: Sequence[dict[str, Any]]) -> None:
+    """Prints a header and a line a layer; what is not known is empty."""
+    names = [f"{group}_{key}" for group, keys in NESTED.items() for key in keys]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*FLAT, *names])
+    for layer in layers:
+        nested = [(layer[group] or {}).get(key) for group, keys in NESTED.items() for key in keys]
+        writer.writerow([*(layer[name] for name in FLAT), *nested])

@@ -1,0 +1,154 @@
+"""``ma-monitor forecast``: where every layer of a run is heading."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING, Any
+
+from ma_monitor.cli.common import UNKNOWN, Commands, add_command, band, emit_json, number, say, table, user_file, whole
+from ma_monitor.cli.fit import asymptote_words, peak_words
+from ma_monitor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ma_monitor.runs.records import Plan
+    from ma_monitor.runs.store import Run
+
+RULE = "steps must be one list of whole numbers of at least 0, in text or saved by np.save"
+
+
+def add(commands: Commands) -> None:
+    """Declares the command."""
+    parser = add_command(
+        commands,
+        "forecast",
+        run,
+        help="forecast every layer of a run",
+        text=(
+            "Median and 50/80/95 % bands per layer, peak, asymptote, and the value at the end. No measurement after\n"
+            "--at is used; the planned learning-rate schedule and length are. --schedule asks what would come if the\n"
+            "training went on from there under another schedule, which stretches over the planned length (or to\n"
+            "--until where that is farther), its rates relative to the run's highest; the answer is labelled so."
+        ),
+        example="ma-monitor forecast runs/a --at 5000 --schedule cosine:floor=.1",
+    )
+    parser.add_argument("run_dir", metavar="RUN", help="directory of a run")
+    parser.add_argument("--at", type=whole, metavar="STEP", help="forecast from this step (default: the last)")
+    grid = parser.add_mutually_exclusive_group()
+    grid.add_argument("--until", type=whole, metavar="STEP", help="forecast to this step (default: the planned end)")
+    grid.add_argument("--steps", metavar="FILE", help="forecast these steps: .npy, or whole numbers in a text file")
+    parser.add_argument(
+        "--schedule", metavar="NAME", help="what if: constant, linear, cosine or wsd, with options as in the example"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does it."""
+    grid = None if args.steps is None else read_steps(args.steps)
+
+    from ma_monitor.analysis import forecast_run
+    from ma_monitor.runs.store import Run
+
+    source = Run.open(args.run_dir)
+    farthest = args.until if grid is None else grid[-1]
+    plan = None if args.schedule is None else what_if(source, args.schedule, args.at, farthest)
+    forecast = forecast_run(source, at=args.at, until=args.until, grid=grid, plan=plan)
+    if farthest is not None and farthest <= (forecast.at or 0):
+        raise ConfigError(f"a forecast made at step {forecast.at} must reach beyond it, got {farthest}; ask for more")
+    document = {**forecast.to_dict(), "what_if": args.schedule}
+    if args.json:
+        emit_json({"run": str(source.path), **document})
+        return 0
+    say(f"{source.path}: {source.meta.model.name}, forecast from step {document['at']:,}, clock: {document['clock']}")
+    if args.schedule is not None:
+        say(f"WHAT IF: from step {document['at']:,} on the schedule is {args.schedule}; this is not the run's own plan")
+    say()
+    say(forecast_table(source, document))
+    return 0
+
+
+def what_if(source: Run, schedule: str, at: int | None, until: int | None) -> Plan:
+    """The plan of a run whose schedule changes now.
+
+    Updates done keep the rates they had; those to come get the named schedule's at their place in the whole length,
+    times the run's highest planned rate (a file's rates are taken as they are).
+
+    Args:
+        source: The run.
+        schedule: Name with options, or a file.
+        at: The last measurement up to here is where the schedule changes; all of them where None.
+        until: The length is at least this.
+
+    Raises:
+        ConfigError: If the schedule breaks a rule, nothing was measured by then, or nothing is planned after it.
+    """
+    from ma_monitor.runs.records import Plan
+    from ma_monitor.schedule import FILES, planned_rates
+
+    seen = source.steps if at is None else source.steps[source.steps <= at]
+    now = int(seen[-1]) if len(seen) else 0
+    current = source.plan_at(now)
+    planned = None if current is None else current.total_steps
+    total = max(planned or 0, until or 0)
+    if total <= now:
+        known = "is not known" if planned is None else f"is {planned}"
+        raise ConfigError(
+            f"--schedule changes the rates after step {now}, and the planned length {known}; give a later --until"
+        )
+    rates = planned_rates(schedule, total)
+    if rates.lr is None or current is None or current.lr is None:
+        return Plan(0, total, rates.lr, None, schedule)
+    scale = 1.0 if schedule.endswith(FILES) else float(current.lr.max())
+    lr = scale * rates.lr
+    done = min(now, len(current.lr))
+    lr[:done] = current.lr[:done]
+    lr[done:now] = current.lr[-1]  # beyond its plan a training is taken to hold the last rate
+    return Plan(0, total, lr, current.batch, schedule)
+
+
+def read_steps(path: str) -> list[int]:
+    """The steps of a file, in order, each once.
+
+    Raises:
+        ConfigError: If it cannot be read or holds something else than whole numbers of at least 0.
+    """
+    import numpy as np
+
+    with user_file(path, RULE) as file:
+        if file.suffix == ".npy":
+            values = np.load(file, allow_pickle=False)
+        else:
+            words = re.split(r"[\s,;]+", file.read_text(encoding="utf-8").strip())
+            values = np.array([int(word) for word in words if word], dtype=np.int64)
+    if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "iu" or values.min() < 0:
+        raise ConfigError(f"{path}: {RULE}, got {values.dtype.name} of shape {values.shape}")
+    return [int(step) for step in np.unique(values)]
+
+
+def forecast_table(source: Run, document: dict[str, Any]) -> str:
+    """A line a layer: the ratio now, at the last step of the grid, peak, asymptote and what leads the forecast."""
+    from ma_monitor.numerics.values import none_if_not_finite
+
+    seen = int((source.steps <= document["at"]).sum())
+    now = source.ratios()[:, seen - 1]
+    last = next((layer["steps"][-1] for layer in document["layers"] if layer["steps"]), None)
+    columns = (
+        "layer",
+        "ratio now",
+        "at the end" if last is None else f"at step {last:,} [80 %]",
+        "peak step [80 %]",
+        "asymptote [80 %]",
+        "led by",
+    )
+    rows = [
+        (
+            str(layer["layer"]),
+            number(none_if_not_finite(now[layer["layer"] - 1])),
+            band(*(layer[key][-1] if layer[key] else None for key in ("median", "p10", "p90"))),
+            peak_words(layer["peak"]),
+            asymptote_words(layer["asymptote"]),
+            layer["led_by"] or UNKNOWN,
+        )
+        for layer in document["layers"]
+    ]
+    return table(columns, rows, left=1)
