@@ -92,7 +92,7 @@ def forecast_run(
 
 
 def _rates(plans: Sequence[Plan], plan: Plan, now: int) -> NDArray[np.float64] | None:
-    """``lr[s]`` as it was up to ``now`` and goes on by ``plan``: a plan changed at a resume does not change the past."""
+    """``lr[s]`` as it was up to ``now``, then as ``plan`` has it: a plan changed at a resume does not change the past."""
     if plan.lr is None:
         return None
     rates = plan.lr.copy()

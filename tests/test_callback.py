@@ -174,6 +174,7 @@ def test_a_probe_that_fails_is_named_once_and_training_goes_on(
     if strict:
         with pytest.raises(RuntimeError, match="no evaluation today"):
             train(tmp_path, [callback, Breaks()])
+        the_run(callback).close()
         return
     unwatched = train(tmp_path / "unwatched", [Breaks()])
     watched = train(tmp_path, [callback, Breaks()])
@@ -350,9 +351,7 @@ def test_two_processes_write_one_run_with_the_numbers_of_one(tmp_path: Path) -> 
 # ------------------------------------------------------------------------------------------------ fine-tuning
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers for it
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:trl")
-@pytest.mark.filterwarnings("ignore::FutureWarning:trl")
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")  # PEFT and TRL use the old names
 def test_fine_tuning_with_trl_and_lora(tmp_path: Path) -> None:
     from datasets import Dataset
     from peft import LoraConfig

@@ -45,8 +45,15 @@ def same(one: Result, other: Result) -> bool:
     return weights and one.losses == other.losses and one.states == other.states
 
 
+def hooks(result: Result) -> list[tuple[str, int]]:
+    """Hooks by module: checkpointing has one of its own."""
+    modules = result.trainer.model.named_modules()
+    return [(name, len(m._forward_hooks) + len(m._forward_pre_hooks)) for name, m in modules]
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # dataloader workers under a threaded test runner
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # the name that older versions know
 def test_training_is_bit_identical(setting: str, tmp_path: Path) -> None:
     from tests.training import Rows
 
@@ -63,8 +70,7 @@ def test_training_is_bit_identical(setting: str, tmp_path: Path) -> None:
     assert callback.monitor.run is not None
     assert callback.monitor.run.steps.tolist() == DUE
     assert len(once.losses) >= STEPS
-    model = watched.trainer.model
-    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert hooks(watched) == hooks(once)
 
 
 def test_a_training_that_is_disturbed_is_noticed(tmp_path: Path) -> None:
