@@ -25,7 +25,7 @@ class TensorBoardSink:
         self.name = "tensorboard"
         self.writer = writer
         self._owned = False
-        self._charted: set[str] = set()
+        self._charted: list[str] = []
 
     @classmethod
     def to_directory(cls, directory: str | Path) -> TensorBoardSink:
@@ -70,12 +70,13 @@ class TensorBoardSink:
         several layouts of a run TensorBoard takes the last.
         """
         matches = (_PER_LAYER.fullmatch(key) for key in keys)
-        groups = {match["group"] for match in matches if match}
-        if groups <= self._charted:
+        groups = dict.fromkeys(match["group"] for match in matches if match)
+        new = [group for group in groups if group not in self._charted]
+        if not new:
             return
-        self._charted |= groups
+        self._charted += new
         charts: dict[str, list[object]] = {
-            group: ["Multiline", [rf"^{re.escape(group)}/layer_\d+$"]] for group in sorted(self._charted)
+            group: ["Multiline", [rf"^{re.escape(group)}/layer_\d+$"]] for group in self._charted
         }
         charts["largest ratio at the end, forecast"] = ["Margin", [_FORECAST, f"{_FORECAST}_low", f"{_FORECAST}_high"]]
         self.writer.add_custom_scalars({"massive activations": charts})
