@@ -92,14 +92,15 @@ def forecast_run(
 
 
 def _rates(plans: Sequence[Plan], plan: Plan, now: int) -> NDArray[np.float64] | None:
-    """``lr[s]`` as it was up to ``now``, then as ``plan`` has it: a plan changed at a resume does not change the past."""
+    """``lr[s]`` as it was up to ``now``, then as ``plan`` has it: a resume does not change the past."""
     if plan.lr is None:
         return None
     rates = plan.lr.copy()
-    for old, new in zip(plans, [*plans[1:], None], strict=True):
-        until = min(now, rates.size) if new is None else min(new.from_step, now, rates.size)
-        if old.lr is not None and old.from_step < until <= old.lr.size:
-            rates[old.from_step : until] = old.lr[old.from_step : until]
+    done = np.arange(min(now, rates.size))
+    for held in plans:  # in the order of their steps: each holds until the next, and its last rate beyond its end
+        if held.lr is not None:
+            steps = done[held.from_step :]
+            rates[steps] = held.lr[np.minimum(steps, held.lr.size - 1)]
     return rates
 
 

@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
 def what_if(source: Run, schedule: str, at: int | None, until: int | None) -> Plan:
     """The plan of a run whose schedule changes now.
 
-    Updates done keep the rates they had; those to come get the named schedule's at their place in the whole length,
-    times the run's highest planned rate (a file's rates are taken as they are).
+    Updates to come get the named schedule's rates at their place in the whole length, times the run's highest planned
+    rate (a file's rates are taken as they are). Updates done keep theirs: `forecast_run` sees to that.
 
     Args:
         source: The run.
@@ -95,15 +95,10 @@ def what_if(source: Run, schedule: str, at: int | None, until: int | None) -> Pl
         raise ConfigError(
             f"--schedule changes the rates after step {now}, and the planned length {known}; give a later --until"
         )
-    rates = planned_rates(schedule, total)
-    if rates.lr is None or current is None or current.lr is None:
-        return Plan(0, total, rates.lr, None, schedule)
-    scale = 1.0 if schedule.endswith(FILES) else float(current.lr.max())
-    lr = scale * rates.lr
-    done = min(now, len(current.lr))
-    lr[:done] = current.lr[:done]
-    lr[done:now] = current.lr[-1]  # beyond its plan a training is taken to hold the last rate
-    return Plan(0, total, lr, current.batch, schedule)
+    lr = planned_rates(schedule, total).lr
+    if lr is not None and current is not None and current.lr is not None and not schedule.endswith(FILES):
+        lr *= current.lr.max()
+    return Plan(now, total, lr, None, schedule)
 
 
 def read_steps(path: str) -> list[int]:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from ma_monitor.analysis import forecast_run
 from ma_monitor.cli.forecast import read_steps, what_if
 from ma_monitor.runs.store import Run
-from tests.cli.conftest import LAYERS, PLAN, STEPS, TOTAL, Call, make_measurements, make_meta, make_run
+from tests.cli.conftest import LAYERS, PLAN, TOTAL, Call, make_measurements, make_meta, make_run
 
 QUANTILES = ("p2_5", "p10", "p25", "median", "p75", "p90", "p97_5")
 AT = 600
@@ -91,9 +93,11 @@ def test_nothing_after_at_is_used(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     """Later measurements are changed, or were never made, and a later plan is another: not a byte may differ."""
-    seen = STEPS[STEPS <= AT]
     make_run(tmp_path / "whole" / "run")
-    make_run(tmp_path / "cut" / "run", steps=seen)
+    with Run.create(tmp_path / "cut" / "run", make_meta(), PLAN) as run:
+        for m in make_measurements():
+            if m.step <= AT:
+                run.append(m)
     with Run.create(tmp_path / "changed" / "run", make_meta(), PLAN) as run:
         for m in make_measurements():
             run.append(m if m.step <= AT else replace(m, top=m.top * (1 + m.step), median=m.median * 0.01))
@@ -138,14 +142,13 @@ def test_what_if_of_the_same_schedule_is_the_forecast(call: Call, run_dir: Path)
         np.testing.assert_allclose(other["median"], layer["median"], rtol=1e-6)
 
 
-def test_what_if_keeps_the_past(run_dir: Path, tmp_path: Path) -> None:
+def test_what_if_scales_to_the_runs_own_rates(run_dir: Path, tmp_path: Path) -> None:
     run = Run.open(run_dir)
     assert PLAN.lr is not None
     peak = PLAN.lr.max()
     plan = what_if(run, "linear", AT, None)
     assert plan.total_steps == TOTAL
     assert plan.lr is not None
-    np.testing.assert_array_equal(plan.lr[:AT], PLAN.lr[:AT])
     np.testing.assert_allclose(plan.lr[AT:], peak * (1 - np.arange(AT, TOTAL + 1) / TOTAL), rtol=1e-12)
     longer = what_if(run, "constant", AT, 3000)
     assert longer.total_steps == 3000
@@ -157,6 +160,27 @@ def test_what_if_keeps_the_past(run_dir: Path, tmp_path: Path) -> None:
     assert set(given.lr[AT:]) == {5.0}, "rates of a file are no shares of a peak"
 
 
+def test_what_if_keeps_the_past(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates of updates done are those that were planned, also where a training went on beyond its plan."""
+    used: list[NDArray[np.float64]] = []
+
+    def spy(*_: object, lr: NDArray[np.float64], **__: object) -> None:
+        used.append(lr)
+
+    monkeypatch.setattr("ma_monitor.analysis.forecast", spy)
+    run = Run.open(run_dir)
+    assert PLAN.lr is not None
+    asked = what_if(run, "linear", AT, None)
+    assert asked.lr is not None
+    forecast_run(run, at=AT, plan=asked)
+    np.testing.assert_array_equal(used[0][:AT], PLAN.lr[:AT])
+    np.testing.assert_array_equal(used[0][AT:], asked.lr[AT:])
+    monkeypatch.setattr(Run, "plans", (replace(PLAN, total_steps=100, lr=np.linspace(1e-3, 1e-4, 101)),))
+    forecast_run(run, at=AT, plan=asked)
+    np.testing.assert_array_equal(used[1][101:AT], np.full(AT - 101, 1e-4))
+    np.testing.assert_array_equal(used[1][AT:], asked.lr[AT:])
+
+
 def test_what_if_without_a_plan(call: Call, refused: Callable[..., str], tmp_path: Path) -> None:
     path = make_run(tmp_path / "run", plan=None)
     assert "planned length is not known; give a later --until" in refused("forecast", path, "--schedule", "constant")
@@ -164,14 +188,6 @@ def test_what_if_without_a_plan(call: Call, refused: Callable[..., str], tmp_pat
     document = call("forecast", path, "--schedule", "wsd:decay=.2", "--until", 2500, "--json").document
     assert document["clock"] == "learning_rate"
     assert document["layers"][0]["end"]["step"] == 2500
-
-
-def test_what_if_beyond_the_plan(run_dir: Path, tmp_path: Path) -> None:
-    short = replace(PLAN, total_steps=100, lr=np.linspace(1e-3, 1e-4, 101))
-    run = Run.open(make_run(tmp_path / "run", plan=short))
-    plan = what_if(run, "constant", AT, 1000)
-    assert plan.lr is not None
-    np.testing.assert_array_equal(plan.lr[101:AT], np.full(AT - 101, 1e-4))
 
 
 @pytest.mark.parametrize(
