@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +35,7 @@ CHECKPOINT_COPY = "ma_monitor"
 _LOGGER = logging.getLogger("ma_monitor")
 
 
-class MassiveActivationCallback(TrainerCallback):  # type: ignore[misc]
+class MassiveActivationCallback(TrainerCallback):
     """Watches massive activations while a Hugging Face Trainer trains.
 
     ``Trainer(..., callbacks=[MassiveActivationCallback()])`` is all there is to set up: the probe comes from the
@@ -75,9 +76,10 @@ class MassiveActivationCallback(TrainerCallback):  # type: ignore[misc]
         return None if self.monitor is None else self.monitor.forecast()
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Opens the run, or continues it where the training is resumed."""
+        model = kwargs["model"]
         if self.monitor is not None:
             self.monitor.close()
             self.monitor = None
@@ -90,29 +92,27 @@ class MassiveActivationCallback(TrainerCallback):  # type: ignore[misc]
             self._remember(state)
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measures the state before the first update, when every reporter is open."""
-        self._step(args, state, control, model)
+        self._step(args, state, control, kwargs["model"])
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measures where due, and at the last step while weights and reporters are still those of the training."""
         final = state.global_step >= state.max_steps or control.should_training_stop
-        self._step(args, state, control, model, final=final)
+        self._step(args, state, control, kwargs["model"], final=final)
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measures when the training stopped early, or may do so in the evaluation that follows."""
         if control.should_training_stop or control.should_evaluate:
-            self._step(args, state, control, model, final=control.should_training_stop, force=True)
+            self._step(args, state, control, kwargs["model"], final=control.should_training_stop, force=True)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Puts a copy of the run into the checkpoint just written."""
         monitor = self.monitor
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if monitor is None or monitor.run is None or not folder.is_dir():
             return
         try:
@@ -165,7 +165,7 @@ class MassiveActivationCallback(TrainerCallback):  # type: ignore[misc]
         if probe is None:
             length = min(LENGTH, context_length(model) or LENGTH)
             probe = default_probe(trainer, event.get("train_dataloader"), event.get("processing_class"), length)
-        path = self._run_dir or Path(args.output_dir) / "ma_monitor"
+        path = self._run_dir or Path(str(args.output_dir)) / "ma_monitor"
         resume_from = None
         if main:
             path, resume_from = self._place(path, args, state, checkpoint)
@@ -190,14 +190,14 @@ class MassiveActivationCallback(TrainerCallback):  # type: ignore[misc]
         """Directory of the run, and the step from which it is continued (None for a new run)."""
         if state.global_step == 0:
             return _free(path), None
-        known = state.stateful_callbacks.get(STATE_KEY, {})
+        known = _carried(state).get(STATE_KEY)
         known = known if isinstance(known, dict) else {}
         candidates = [path.with_name(Path(str(known.get("run", path.name))).name), path]
         wanted = known.get("measured", 0)
         for candidate in candidates:
             if _measured(candidate, state.global_step) >= wanted and _holds_run(candidate):
                 return candidate, state.global_step
-        copy = (checkpoint or Path(args.output_dir) / f"checkpoint-{state.global_step}") / CHECKPOINT_COPY
+        copy = (checkpoint or Path(str(args.output_dir)) / f"checkpoint-{state.global_step}") / CHECKPOINT_COPY
         fresh = _free(path)
         if _holds_run(copy):
             with Run.open(copy) as run:
@@ -215,7 +215,7 @@ class MassiveActivationCallback(TrainerCallback):  # type: ignore[misc]
         """Puts into the Trainer's state, which every checkpoint saves, what a resume needs."""
         if self.monitor is not None and self.monitor.run is not None:
             run = self.monitor.run
-            state.stateful_callbacks[STATE_KEY] = {"run": run.path.name, "measured": len(run.steps)}
+            _carried(state)[STATE_KEY] = {"run": run.path.name, "measured": len(run.steps)}
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -237,13 +237,12 @@ def default_probe(trainer: Trainer | None, train_dataloader: Any, tokenizer: Any
     Raises:
         ConfigError: If none of them can be had.
     """
-    evaluation = getattr(trainer, "eval_dataset", None)
+    evaluation: Any = getattr(trainer, "eval_dataset", None)
     if isinstance(evaluation, dict):
         evaluation = next(iter(evaluation.values()), None)
-    for dataset, source in (
-        (evaluation, "evaluation data"),
-        (getattr(train_dataloader, "dataset", None), "training data"),
-    ):
+    training: Any = getattr(train_dataloader, "dataset", None)
+    datasets: list[tuple[Any, str]] = [(evaluation, "evaluation data"), (training, "training data")]
+    for dataset, source in datasets:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             continue
         try:
@@ -265,7 +264,7 @@ def _training_loop() -> tuple[Trainer | None, Path | None]:
     No event carries either. Both are locals of the training loop's frame, which is private to transformers; where it
     is not found, ``attach`` and the default folder of checkpoints stand in.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "_inner_training_loop":
             trainer, checkpoint = frame.f_locals.get("self"), frame.f_locals.get("resume_from_checkpoint")
@@ -273,6 +272,12 @@ def _training_loop() -> tuple[Trainer | None, Path | None]:
                 return trainer, Path(checkpoint) if isinstance(checkpoint, str) else None
         frame = frame.f_back
     return None, None
+
+
+def _carried(state: TrainerState) -> dict[str, Any]:
+    """What the Trainer's state saves for callbacks: JSON by name, which transformers types as a list."""
+    carried: Any = state.stateful_callbacks
+    return carried if isinstance(carried, dict) else {}
 
 
 def _holds_run(path: Path) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ma_monitor
 from ma_monitor.analysis import Analysis, analyse, refit_due
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import StoreError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ma_monitor.numerics.forecast import Forecast
 
 _LOGGER = logging.getLogger("ma_monitor")
-_VERSIONS_OF = ("ma_monitor", "torch", "transformers", "numpy", "scipy")
+_VERSIONS_OF = ("torch", "transformers", "numpy", "scipy")
 
 
 class Observer:
@@ -51,6 +52,7 @@ class Observer:
         self.latest: Analysis | None = None
         self.seconds = 0.0
         self._warned: set[tuple[str, str]] = set()
+        self._emitted = False
 
     def observe(self, measurements: Measurements, *, final: bool = False) -> None:
         """Records measurements, refits and forecasts where due, and emits.
@@ -99,7 +101,7 @@ class Observer:
         if kind in self._warned:
             return
         self._warned.add(kind)
-        message = f"{what} failed and is left out; training goes on. {type(error).__name__}: {error}"
+        message = f"{what} failed and is left out. {type(error).__name__}: {error}"
         _LOGGER.warning("ma_monitor: %s", message)
         try:
             if self.run is not None:
@@ -116,7 +118,8 @@ class Observer:
                 run.write_document("fits", analysis.fits_document())
                 run.write_document("forecast", analysis.forecast.to_dict())
         with self._guarded("preparing what is shown"):
-            shown = emission(run.meta, run.steps, run.ratios(), analysis)
+            shown = emission(run.meta, run.steps, run.ratios(), analysis, with_config=not self._emitted)
+            self._emitted = True
             for sink in self.sinks:
                 with self._guarded(f"the {sink.name} sink"):
                     sink.emit(shown)
@@ -255,4 +258,5 @@ def _open(path: Path, meta: RunMeta, plan: Plan, resume_from: int | None) -> Run
 
 
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _VERSIONS_OF}
+    found = {"ma_monitor": ma_monitor.__version__}
+    return found | {name: importlib.metadata.version(name) for name in _VERSIONS_OF}

@@ -242,7 +242,7 @@ def _csv(path: Path, total_steps: int | None) -> Rates:
 
 
 def _from_scheduler(schedule: object, total_steps: int | None, optimizer: object) -> Rates:
-    from accelerate.scheduler import AcceleratedScheduler  # type: ignore[import-untyped]
+    from accelerate.scheduler import AcceleratedScheduler
     from torch.optim.lr_scheduler import LRScheduler
 
     inner = schedule.scheduler if isinstance(schedule, AcceleratedScheduler) else schedule
@@ -282,7 +282,7 @@ def _steps_per_update(schedule: object) -> int:
     ``step`` of their own (DeepSpeed's) leave the stepping to their engine, once an update.
     """
     from accelerate.scheduler import AcceleratedScheduler
-    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+    from accelerate.state import AcceleratorState
 
     if not isinstance(schedule, AcceleratedScheduler) or type(schedule).step is not AcceleratedScheduler.step:
         return 1

@@ -51,7 +51,7 @@ def test_defaults_need_nothing_else(tmp_path: Path) -> None:
     assert plan.batch == 4
     assert plan.lr is not None
     # lr[s] is the rate of the update from s to s + 1, which the Trainer logs at s + 1.
-    logged = {row["step"]: row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row}
+    logged = {int(row["step"]): row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row}
     for step, rate in logged.items():
         assert plan.lr[step - 1] == pytest.approx(rate, rel=1e-12)
     assert faults(run) == []
@@ -105,20 +105,20 @@ def test_without_rows_or_tokenizer_monitoring_is_off_and_training_goes_on(
 def test_the_last_step_of_an_early_stop_is_measured_before_the_best_model_is_loaded(
     evaluation: str, before: bool, tmp_path: Path
 ) -> None:
-    class Worse(TrainerCallback):  # type: ignore[misc]
+    class Worse(TrainerCallback):
         """Makes every evaluation worse than the last."""
 
         worst = 0.0
 
-        def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
+        def on_evaluate(self, *_: Any, **kwargs: Any) -> None:
             Worse.worst += 1
-            metrics["eval_loss"] = Worse.worst
+            kwargs["metrics"]["eval_loss"] = Worse.worst
 
     weights: dict[int, torch.Tensor] = {}
 
-    class Copies(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-            weights[state.global_step] = model.get_input_embeddings().weight.detach().clone()
+    class Copies(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            weights[state.global_step] = kwargs["model"].get_input_embeddings().weight.detach().clone()
 
     callback = MassiveActivationCallback(STRICT, probe=Probe.from_ids(Rows().ids[:2].numpy()))
     stop = EarlyStoppingCallback(early_stopping_patience=1)
@@ -155,12 +155,12 @@ def test_a_second_training_leaves_the_first_run_alone(tmp_path: Path) -> None:
 def test_a_probe_that_fails_is_named_once_and_training_goes_on(
     strict: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Breaks(TrainerCallback):  # type: ignore[misc]
+    class Breaks(TrainerCallback):
         """From step 3 on, the first block refuses to be evaluated."""
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 3:
-                layer = model.model.layers[0]
+                layer = kwargs["model"].model.layers[0]
                 forward = layer.forward
 
                 def refuses(*inputs: Any, **named: Any) -> Any:
@@ -180,9 +180,7 @@ def test_a_probe_that_fails_is_named_once_and_training_goes_on(
     watched = train(tmp_path, [callback, Breaks()])
     assert all(torch.equal(value, watched.weights[name]) for name, value in unwatched.weights.items())
     assert the_run(callback).steps.tolist() == [0, 1, 2]
-    assert faults(the_run(callback)) == [
-        "the probe failed and is left out; training goes on. RuntimeError: no evaluation today"
-    ]
+    assert faults(the_run(callback)) == ["the probe failed and is left out. RuntimeError: no evaluation today"]
     assert caplog.text.count("no evaluation today") == 1
 
 

@@ -47,8 +47,9 @@ def same(one: Result, other: Result) -> bool:
 
 def hooks(result: Result) -> list[tuple[str, int]]:
     """Hooks by module: checkpointing has one of its own."""
-    modules = result.trainer.model.named_modules()
-    return [(name, len(m._forward_hooks) + len(m._forward_pre_hooks)) for name, m in modules]
+    model = result.trainer.model
+    assert model is not None
+    return [(name, len(m._forward_hooks) + len(m._forward_pre_hooks)) for name, m in model.named_modules()]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -77,7 +78,7 @@ def test_a_training_that_is_disturbed_is_noticed(tmp_path: Path) -> None:
     """The comparison can fail: one drawn random number changes the dropout of every later step."""
     from transformers import TrainerCallback
 
-    class Draws(TrainerCallback):  # type: ignore[misc]
+    class Draws(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             torch.rand(1)
 

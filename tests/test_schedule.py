@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.scheduler import AcceleratedScheduler  # type: ignore[import-untyped]
-from accelerate.state import PartialState  # type: ignore[import-untyped]
+from accelerate import Accelerator
+from accelerate.scheduler import AcceleratedScheduler
+from accelerate.state import PartialState
 from numpy.typing import NDArray
 from torch.optim import lr_scheduler as torch_schedules
 
@@ -214,7 +214,7 @@ def test_a_wrapper_that_leaves_stepping_to_an_engine_counts_once() -> None:
     [
         torch_schedules.ReduceLROnPlateau,
         lambda o: transformers.get_scheduler("greedy", o),
-        lambda o: transformers.optimization.AdafactorSchedule(o, PEAK),  # type: ignore[no-untyped-call]
+        lambda o: transformers.optimization.AdafactorSchedule(o, PEAK),
     ],
 )
 def test_what_training_decides_holds_the_present_rate(make: Make) -> None:

@@ -32,7 +32,7 @@ class Result(NamedTuple):
     """What a training leaves behind: everything that must not depend on being watched."""
 
     weights: dict[str, torch.Tensor]
-    losses: list[tuple[int, dict[str, float]]]
+    losses: list[tuple[float, dict[str, float]]]
     states: tuple[Any, ...]
     trainer: Trainer
 
@@ -54,7 +54,9 @@ def tiny_llama(**changes: Any) -> LlamaForCausalLM:
 
 def make_trainer(output: Path, callbacks: list[TrainerCallback], **changes: Any) -> Trainer:
     """A Trainer over ``Rows`` with a warmed-up cosine schedule; keywords change its arguments."""
-    trainer_changes = {key: changes.pop(key) for key in ("model", "eval_dataset", "processing_class") if key in changes}
+    trainer_changes: dict[str, Any] = {
+        key: changes.pop(key) for key in ("model", "eval_dataset", "processing_class") if key in changes
+    }
     settings: dict[str, Any] = {
         "output_dir": str(output),
         "max_steps": STEPS,
@@ -93,6 +95,8 @@ def result_of(trainer: Trainer) -> Result:
     losses = [
         (row["step"], {k: v for k, v in row.items() if not k.endswith(timings)}) for row in trainer.state.log_history
     ]
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    legacy: Any = np.random.get_state()
+    states = random.getstate(), legacy[1].tolist(), torch.get_rng_state().tolist()
+    assert trainer.model is not None
     weights = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
     return Result(weights, losses, states, trainer)

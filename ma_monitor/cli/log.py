@@ -71,7 +71,7 @@ def emissions(source: Run) -> Iterator[Emission]:
     for count, step in enumerate(source.steps, start=1):
         due = refit_due(count) or count == len(source.steps)
         analysis = analyse(source, at=int(step)) if due else None
-        yield emission(source.meta, source.steps[:count], ratios[:, :count], analysis)
+        yield emission(source.meta, source.steps[:count], ratios[:, :count], analysis, with_config=count == 1)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ma_monitor.cli.common import (
@@ -73,8 +75,9 @@ def run(args: argparse.Namespace) -> int:
 
     config = MonitorConfig(ratio=args.ratio, batch_size=args.batch_size)
     source = open_source(args.source, args.revisions)
-    probe = ids or probe_of_texts(source, texts)
-    result = _replay(source, probe, config, args)
+    with _one_bar():
+        probe = ids or probe_of_texts(source, texts, args.probe_text)
+        result = _replay(source, probe, config, args)
     for problem in result.problems:
         note(f"ma-monitor: {problem}")
     if args.json:
@@ -126,12 +129,13 @@ def read_texts(path: str) -> list[str]:
     return texts
 
 
-def probe_of_texts(source: Source, texts: list[str] | None) -> Probe:
+def probe_of_texts(source: Source, texts: list[str] | None, path: str | None) -> Probe:
     """A probe in the source's own tokens, no longer than its model's context.
 
     Args:
         source: Whose tokenizer and context count.
         texts: Documents; None for the built-in passages.
+        path: Where the documents came from.
 
     Raises:
         ConfigError: If the texts are too short.
@@ -157,9 +161,23 @@ def probe_of_texts(source: Source, texts: list[str] | None) -> Probe:
                 raise SourceError(
                     f"the tokenizer of {source.name} cannot be read ({type(error).__name__}: {error}); give --probe-ids"
                 ) from error
-    if texts is None:
+    if texts is None or path is None:
         return Probe.builtin(tokenizer, length=length)
-    return Probe.from_texts(texts, tokenizer, length=length, source="text file")
+    return Probe.from_texts(texts, tokenizer, length=length, source=Path(path).name)
+
+
+@contextmanager
+def _one_bar() -> Iterator[None]:
+    """Keeps transformers and the Hub's client from drawing a progress bar for each checkpoint beside ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _replay(source: Source, probe: Probe, config: MonitorConfig, args: argparse.Namespace) -> ReplayResult:

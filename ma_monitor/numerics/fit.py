@@ -17,7 +17,8 @@ from ma_monitor.numerics.batch import MIN_POINTS, CurveFits, Group, fit_curves, 
 from ma_monitor.numerics.classes import TrajectoryClass, classify
 from ma_monitor.numerics.curve import Curve
 from ma_monitor.numerics.hypotheses import HypothesisFits, aicc, fit_hypotheses
-from ma_monitor.numerics.profile import PARAMETERS, Evidence, examine, f_quantile
+from ma_monitor.numerics.noise import PARAMETERS, effective_points
+from ma_monitor.numerics.profile import Evidence, examine, f_quantile
 from ma_monitor.numerics.projection import Floats
 from ma_monitor.numerics.values import none_if_not_finite
 
@@ -308,22 +309,6 @@ class _Judged:
         criterion = self.criterion(other)[row] + self.units[row]
         r2 = 1 - other.sse[row] / self.total[row]
         return Hypothesis(none_if_not_finite(r2), none_if_not_finite(criterion), parameters)
-
-
-def effective_points(t: Floats, residual: Floats) -> Floats:
-    """Number of independent points worth as much as these: n·(1 - ρ)/(1 + ρ), ``[L]``.
-
-    ρ is the correlation of neighbouring residuals ``[L, n]``, corrected for the downward bias that fitting gives it and
-    never below 0. Points at equal times count as one.
-    """
-    _, start = np.unique(t, return_index=True)
-    count = np.diff(np.append(start, len(t)))
-    residual = np.add.reduceat(residual, start, axis=1) / count
-    n = len(count)
-    square = (residual**2).sum(axis=1)
-    rho = (residual[:, 1:] * residual[:, :-1]).sum(axis=1) / np.where(square > 0, square, 1.0)
-    rho = np.clip(rho + (1 + PARAMETERS * rho) / n, 0.0, 0.99)
-    return np.asarray(n * (1 - rho) / (1 + rho))
 
 
 def _trend_bound(t: Floats, group: Group, effective: Floats) -> Floats:

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit, wrightomega
 
+from ma_monitor.numerics.noise import PARAMETERS, noise_factors
 from ma_monitor.numerics.projection import Floats, Index, Problem, columns, project, to_b
 from ma_monitor.numerics.search import POINTS, Optimum, descend
 
 LEVEL = 0.8
 """Probability that an interval is meant to hold."""
-PARAMETERS = 5
 _NEAR = np.array([-2.0, -1.5, -1.0, -0.7, -0.4, -0.2, 0.0, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0])
 """Nodes around the optimum, in half widths of the interval that the curvature there suggests."""
 _ACROSS = np.array([0.0, -1.0, -0.75, -0.4, 0.4, 0.75, 1.0])
@@ -67,10 +67,9 @@ def examine(problem: Problem, optimum: Optimum, effective: Floats) -> Evidence:
     best = project(small, *optimum.point.T)
     freedom = np.maximum(effective - PARAMETERS, 1e-3)
     lost = (problem.y**2).sum(axis=1) - (small.y**2).sum(axis=1)  # within the bins
-    limit = (
-        2 * best.value + (2 * best.value + lost) * f_quantile(freedom) / freedom + _FLOOR * (problem.y**2).sum(axis=1)
-    )
-    rows, point = _net(small, optimum, limit)
+    allowed = (2 * best.value + lost) * f_quantile(freedom) / freedom + _FLOOR * (problem.y**2).sum(axis=1)
+    limit = 2 * best.value + allowed * noise_factors(small, optimum.point, best.coefficients, effective)
+    rows, point = _net(small, optimum, limit.max(axis=0))
     tally = _Tally(series)
     size = max(1, _BLOCK // len(small.s))
     for start in range(0, len(rows), size):
@@ -135,22 +134,27 @@ class _Tally:
 
 
 def _examine_block(problem: Problem, rows: Index, point: Floats, limit: Floats, tally: _Tally) -> None:
-    """Adds what the nodes at ``point [P, 2]`` (of the series ``rows``) admit to the tally."""
+    """Adds what the nodes at ``point [P, 2]`` (of the series ``rows``) admit to the tally; ``limit [3, L]``."""
     at = columns(problem, point[:, 0], point[:, 1])
-    spare = limit[rows] - (at.stack[:, 2] ** 2).sum(axis=1)
-    inside = spare >= 0
-    if not inside.any():
-        return
-    rows, spare = rows[inside], spare[inside]
-    node = _Node(to_b(point[inside, 0]), np.exp(point[inside, 1]), at.triangle[:, inside], at.along[:, inside], spare)
+    spare = limit[:, rows] - (at.stack[:, 2] ** 2).sum(axis=1)
     end = float(problem.s[-1])
-    tally.widen(tally.asymptote, rows, *node.interval(np.ones(len(rows)), np.ones(len(rows)), np.zeros(len(rows))))
-    early, late, shapes = node.shapes(end)
-    tally.widen(tally.peak_time, rows, early, late)
-    for flag, found in zip(tally.shapes, shapes, strict=True):
-        np.logical_or.at(flag, rows, found)
-    tally.widen(tally.peak_height, rows, *node.height())
-    np.maximum.at(tally.change, rows, node.change(end))
+    whole = _Node(to_b(point[:, 0]), np.exp(point[:, 1]), at.triangle, at.along, spare[0])
+    for quantity, room in enumerate(spare):
+        inside = room >= 0
+        if not inside.any():
+            continue
+        node, series = whole.take(inside, room), rows[inside]
+        if quantity == 0:
+            one = np.ones(len(series))
+            tally.widen(tally.asymptote, series, *node.interval(one, one, 0 * one))
+        elif quantity == 1:
+            early, late, shapes = node.shapes(end)
+            tally.widen(tally.peak_time, series, early, late)
+            for flag, found in zip(tally.shapes, shapes, strict=True):
+                np.logical_or.at(flag, series, found)
+            np.maximum.at(tally.change, series, node.change(end))
+        else:
+            tally.widen(tally.peak_height, series, *node.height())
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,10 @@ class _Node:
     triangle: Floats
     along: Floats
     spare: Floats
+
+    def take(self, inside: NDArray[np.bool_], spare: Floats) -> _Node:
+        """These nodes, with another radius."""
+        return _Node(self.b[inside], self.c[inside], self.triangle[:, inside], self.along[:, inside], spare[inside])
 
     def interval(self, k0: Floats, k1: Floats, k2: Floats) -> tuple[Floats, Floats]:
         """Lowest and highest admissible value of k0·a0 + k1·a1 + k2·a2."""

@@ -57,7 +57,9 @@ class Measurements:
             raise ConfigError(f"`top` must have the axes [layer, sequence, rank], got shape {self.top.shape}")
         for name in ("position", "token", "channel"):
             if getattr(self, name).shape != self.top.shape:
-                raise ConfigError(f"`{name}` must have the shape of `top`, {self.top.shape}, got {getattr(self, name).shape}")
+                raise ConfigError(
+                    f"`{name}` must have the shape of `top`, {self.top.shape}, got {getattr(self, name).shape}"
+                )
         for name in ("median", "nan", "inf"):
             if getattr(self, name).shape != self.top.shape[:2]:
                 raise ConfigError(f"`{name}` must have the shape {self.top.shape[:2]}, got {getattr(self, name).shape}")

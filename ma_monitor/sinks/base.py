@@ -28,7 +28,7 @@ class Emission:
         scalars: Key → Python float. Keys such as ``ma/ratio/layer_07``.
         images: Key → RGB picture ``[height, width, 3]``, uint8.
         tables: Key → table.
-        config: Facts of the run for a dashboard's configuration; only on a run's first emission, else empty.
+        config: Facts of the run for a dashboard's configuration; only on a process's first emission, else empty.
     """
 
     step: int

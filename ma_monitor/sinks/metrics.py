@@ -51,7 +51,12 @@ _COLUMNS = (
 
 
 def emission(
-    meta: RunMeta, steps: NDArray[np.int64], ratios: NDArray[np.float64], analysis: Analysis | None
+    meta: RunMeta,
+    steps: NDArray[np.int64],
+    ratios: NDArray[np.float64],
+    analysis: Analysis | None,
+    *,
+    with_config: bool,
 ) -> Emission:
     """What the latest of these measurements gives to look at.
 
@@ -60,11 +65,11 @@ def emission(
         steps: Measured steps so far, ``[T]``; the last is the one shown.
         ratios: Ratios of layers 1 … L, ``[L, T]``.
         analysis: Fits and forecast made at this step, None where no refit was due.
+        with_config: Whether dashboards are to be told the run's facts, once a process.
     """
     step = int(steps[-1])
     scalars = _ratio_scalars(ratios[:, -1])
-    first = len(steps) == 1
-    config = _config(meta) if first else {}
+    config = _config(meta) if with_config else {}
     if analysis is None:
         return Emission(step, scalars, config=config)
     scalars |= _forecast_scalars(analysis)

@@ -16,7 +16,7 @@ from ma_monitor.measure.forward import measure, precision_of, reading_layers
 from ma_monitor.measure.layers import describe_model, find_layers
 from ma_monitor.measure.probe import Probe
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 16,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
@@ -38,11 +38,9 @@ PROBE = Probe.from_ids(np.random.default_rng(0).integers(0, 50, (4, 9)))
 ROUNDING = 1e-5
 
 
-def tiny(family: str = "gpt_neox", **changes: Any) -> PreTrainedModel:
+def tiny(family: str = "gpt_neox", **changes: Any) -> Any:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(FAMILIES[family] | changes)))
-    assert isinstance(model, PreTrainedModel)
-    return model
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(FAMILIES[family] | changes)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -110,17 +108,22 @@ def test_wrapped_and_compiled_models_are_measured_as_they_are() -> None:
     np.testing.assert_array_equal(measure(compiled, PROBE, 0, k=1).top, plain.top)
 
 
+def numpy_state() -> list[int]:
+    state: Any = np.random.get_state()
+    return [*state[1].tolist(), state[2]]
+
+
 def test_leaves_no_trace() -> None:
     model = tiny(attention_dropout=0.5, hidden_dropout=0.5).train()
     model.gpt_neox.layers[1].eval()
     flags = [m.training for m in model.modules()]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    states = random.getstate(), numpy_state(), torch.get_rng_state()
     measure(model, PROBE, 0, k=1)
     assert [m.training for m in model.modules()] == flags
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     assert random.getstate() == states[0]
-    assert np.random.get_state()[1].tolist() == states[1]
+    assert numpy_state() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())

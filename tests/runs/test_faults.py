@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ma_monitor.errors import StoreError
-from ma_monitor.runs.log import HEADER
+from ma_monitor.runs.log import HEADER, LogWriter
 from ma_monitor.runs.store import Run
 from tests.runs.makers import bits, make_measurements, make_meta, make_plan
 
@@ -130,6 +130,23 @@ def test_a_second_process_may_read_but_not_write(tmp_path: Path) -> None:
             Run.continue_(path, META, None, from_step=0)
         run.append(make_measurements(1, META))
     assert lines(APPENDER, str(path)) == ["2"]
+
+
+def test_a_run_that_another_process_makes_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+
+    def late(log: Path, *, create: bool) -> LogWriter:
+        monkeypatch.undo()
+        with Run.create(path, META, PLAN):
+            pass
+        return LogWriter(log, create=create)
+
+    monkeypatch.setattr("ma_monitor.runs.store.LogWriter", late)
+    with pytest.raises(StoreError, match="run: already holds a run"):
+        Run.create(path, META, None)
+    assert len(Run.open(path).plans) == 1
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
@@ -251,6 +268,8 @@ def test_a_full_disk_leaves_documents_copies_and_exports_as_they_were(tmp_path: 
                 run.export(tmp_path / "table.csv")
             with pytest.raises(StoreError, match=r"measurements.bin: cannot be written"):
                 Run.create(tmp_path / "new", META, PLAN)
+        names = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+        assert names - {str(file.relative_to(tmp_path)) for file in before} == {"new/measurements.bin"}
         Run.create(tmp_path / "new", META, PLAN).close()
     for file, content in before.items():
         if file.name not in ("measurements.bin", "events.jsonl") or file.parent.name == "copy":

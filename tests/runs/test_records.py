@@ -33,7 +33,7 @@ def test_statistics_without_places() -> None:
     top, median = np.full((2, 3, 4), 5, np.float32), np.full((2, 3), 0.5, np.float16)
     m = Measurements.from_statistics(7, top, median)
     assert m.step == 7
-    assert (m.top.dtype, m.median.dtype) == (np.float64, np.float64)
+    assert [array.dtype.name for array in (m.top, m.median)] == ["float64", "float64"]
     for places in (m.position, m.token, m.channel):
         np.testing.assert_array_equal(places, np.full((2, 3, 4), UNKNOWN))
     for counts in (m.nan, m.inf):
