@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +61,22 @@ def test_the_run_holds_what_was_recorded(played: tuple[Path, str]) -> None:
     assert run.read_document("forecast") is not None
 
 
-def test_json_and_a_directory_of_its_own(
-    call: Call, played: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_and_a_directory_of_its_own(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beginning = replace(recorded(), measurements=recorded().measurements[:30])
+    monkeypatch.setattr("ma_monitor.cli.demo.recorded", lambda: beginning)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     result = call("demo", "--json")
     document = result.document
     assert result.err == ""
     assert Path(document["run"]).is_relative_to(tmp_path)
-    assert document["steps"][-1] == END
-    ratios = Run.open(played[0]).ratios()[:, -1]
+    assert document["steps"] == [m.step for m in beginning.measurements]
+    ratios = Run.open(document["run"]).ratios()[:, -1]
     assert len(document["layers"]) == LAYERS
     for number, (layer, ratio) in enumerate(zip(document["layers"], ratios, strict=True), start=1):
         assert set(layer) == {"layer", "ratio", "class", "peak", "asymptote", "end_forecast"}
         assert (layer["layer"], layer["ratio"]) == (number, ratio)
         said = layer["end_forecast"]
-        assert said["at"] <= END // 2
+        assert said["at"] <= document["steps"][-1] // 2
         assert said["inside"] == (said["p10"] <= ratio <= said["p90"])
 
 
