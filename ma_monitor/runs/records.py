@@ -103,7 +103,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class ProbeInfo:
-    """Identity of a probe: SHA-256 of its token ids (None for imported data), its shape and where the text came from."""
+    """Identity of a probe: SHA-256 of its token ids (None for imported data), its shape and where the text is from."""
 
     hash: str | None
     sequences: int

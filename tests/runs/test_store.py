@@ -61,7 +61,7 @@ def test_a_run_comes_back(tmp_path: Path) -> None:
     assert run.stack().top.shape == (5, *SHAPE)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(st.lists(any_measurements(SHAPE), max_size=4))
 def test_any_measurements_come_back(tmp_path_factory: pytest.TempPathFactory, many: list[Measurements]) -> None:
     path = tmp_path_factory.mktemp("any") / "run"
@@ -78,7 +78,7 @@ KINDS = ["append", "append", "append", "rewind", "resume", "resume", "reopen"]
 ACTIONS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 6), st.integers(0, 2)), max_size=12)
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(ACTIONS)
 def test_appends_rewinds_and_resumes_equal_a_dict(tmp_path_factory: pytest.TempPathFactory, todo: list[Action]) -> None:
     path = tmp_path_factory.mktemp("actions") / "run"
