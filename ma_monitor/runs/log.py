@@ -215,8 +215,8 @@ class LogWriter:
             with contextlib.suppress(OSError):  # a leftover is overwritten: the next flush writes these bytes again
                 self._file.truncate(self._end)
             raise StoreError(
-                f"{self.path}: cannot be written ({error.strerror or error}); {len(self._queue)} bytes of the run are not "
-                "on the disk: make room or make it writable"
+                f"{self.path}: cannot be written ({error.strerror or error}); {len(self._queue)} bytes of the run "
+                "are not on the disk: make room or make it writable"
             ) from error
         self._end += len(self._queue)
         self._queue = b""
