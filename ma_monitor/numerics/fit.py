@@ -6,6 +6,7 @@ always computed cold and are deterministic. Nothing raises on data: every result
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -18,8 +19,8 @@ from ma_monitor.numerics.classes import TrajectoryClass, classify
 from ma_monitor.numerics.curve import Curve
 from ma_monitor.numerics.hypotheses import HypothesisFits, aicc, fit_hypotheses
 from ma_monitor.numerics.noise import PARAMETERS, effective_points
-from ma_monitor.numerics.profile import Evidence, examine, f_quantile
-from ma_monitor.numerics.projection import Floats
+from ma_monitor.numerics.profile import LEVELS, Evidence, examine, f_quantile
+from ma_monitor.numerics.projection import Floats, Problem
 from ma_monitor.numerics.values import none_if_not_finite
 
 __all__ = [
@@ -248,8 +249,8 @@ def _fit_moving(t: Floats, y: Floats, whole: bool, total_steps: float | None) ->
     group = fit_group(t, y, None)
     scale = group.problem.scale
     effective = effective_points(t, group.residual / scale[:, None])
-    evidence = examine(group.problem, group.optimum, effective)
-    others = fit_hypotheses(t, (y - 0.0) / scale[:, None])
+    evidence, wide = examine(group.problem, group.optimum, effective)
+    others = fit_hypotheses(t, y / scale[:, None])
     sse = ((group.residual / scale[:, None]) ** 2).sum(axis=1)
     total = ((group.problem.y / group.problem.root) ** 2).sum(axis=1)
     criterion = aicc(sse, PARAMETERS, len(t), effective)
@@ -273,8 +274,8 @@ def _fit_moving(t: Floats, y: Floats, whole: bool, total_steps: float | None) ->
                 n_effective=none_if_not_finite(effective[row]),
                 at_bound=bool(group.optimum.at_edge[row]),
                 trajectory_class=classes[row],
-                peak=_peak(curve, group, evidence, row, total_steps),
-                asymptote=_asymptote(curve, group, evidence, row),
+                peak=_peak(curve, group, evidence, wide, row, total_steps),
+                asymptote=_asymptote(curve, group, evidence, wide, row),
                 hypotheses={other.name: judged.hypothesis(other, row) for other in others},
             )
         )
@@ -324,7 +325,7 @@ def _trend_bound(t: Floats, group: Group, effective: Floats) -> Floats:
         centred = x - x.mean()
         slope = y @ centred / (centred**2).sum()
         residual = ((y - slope[:, None] * centred) ** 2).mean(axis=1)
-        error = np.sqrt(residual / freedom / (centred**2).mean() * f_quantile(freedom))
+        error = np.sqrt(residual / freedom / (centred**2).mean() * f_quantile(LEVELS[0], freedom))
         most = np.maximum(most, (np.abs(slope) + error) * np.ptp(x))
     return most
 
@@ -334,39 +335,45 @@ def _bounded(value: float, centre: float, reach: float) -> float | None:
     return none_if_not_finite(value) if abs(value - centre) <= reach else None
 
 
-def _peak(curve: Curve, group: Group, evidence: Evidence, row: int, total_steps: float | None) -> Peak:
+def _peak(curve: Curve, group: Group, likely: Evidence, wide: Evidence, row: int, total_steps: float | None) -> Peak:
     """The maximum of one layer's curve with its intervals in steps and in units of the ratio."""
     problem = group.problem
-    time_low, time_high = (float(problem.first + s * problem.last) for s in evidence.peak_time[:, row])
-    low = time_low if time_low > problem.first else None
-    high = _bounded(time_high, 0.0, _UNBOUNDED * problem.last)
     point = curve.peak()
     if point is None or point[0] <= problem.first:
         return _NO_PEAK
-    status = PeakStatus.PAST if point[0] <= problem.last else PeakStatus.AHEAD
-    if total_steps is not None and point[0] > total_steps:
+    step, height = point
+    status = PeakStatus.PAST if step <= problem.last else PeakStatus.AHEAD
+    if total_steps is not None and step > total_steps:
         status = PeakStatus.NOT_WITHIN_SCHEDULE
+    low, high = _time_bounds(problem, likely, row)
     if low is None or high is None:
-        return Peak(status, None, None, none_if_not_finite(time_low) if low else None, high, None, None, False)
+        return Peak(status, None, None, low, high, None, None, False)
     mean, scale = float(problem.mean[row]), float(problem.scale[row])
-    height_low, height_high = (mean + scale * float(h) for h in evidence.peak_height[:, row])
-    identified = high - low < _NARROW * point[0]
-    return Peak(
-        status,
-        point[0],
-        point[1],
-        low,
-        high,
-        none_if_not_finite(height_low),
-        none_if_not_finite(height_high),
-        identified,
+    heights = [none_if_not_finite(mean + scale * float(h)) for h in likely.peak_height[:, row]]
+    identified = high - low < _NARROW * step and None not in (*_time_bounds(problem, wide, row), *heights)
+    return Peak(status, step, height, low, high, heights[0], heights[1], identified)
+
+
+def _time_bounds(problem: Problem, evidence: Evidence, row: int) -> tuple[float | None, float | None]:
+    """Bounds of the peak's step; None where the peak may be before the first step, or out of sight or absent."""
+    low, high = (problem.first + float(s) * problem.last for s in evidence.peak_time[:, row])
+    return (
+        low if problem.first < low < math.inf else None,
+        _bounded(high, problem.last, _UNBOUNDED * problem.last),
     )
 
 
-def _asymptote(curve: Curve, group: Group, evidence: Evidence, row: int) -> Asymptote:
+def _asymptote(curve: Curve, group: Group, likely: Evidence, wide: Evidence, row: int) -> Asymptote:
     """K of one layer with its interval."""
-    mean, scale = float(group.problem.mean[row]), float(group.problem.scale[row])
-    low, high = (_bounded(mean + scale * float(k), mean, _UNBOUNDED * scale) for k in evidence.asymptote[:, row])
+    low, high = _level_bounds(group.problem, likely, row)
     if low is None or high is None:
         return Asymptote(None, low, high, False)
-    return Asymptote(curve.K, low, high, high - low < _NARROW * abs(curve.K))
+    identified = high - low < _NARROW * abs(curve.K) and None not in _level_bounds(group.problem, wide, row)
+    return Asymptote(curve.K, low, high, identified)
+
+
+def _level_bounds(problem: Problem, evidence: Evidence, row: int) -> tuple[float | None, float | None]:
+    """Bounds of K; None where no data bound it."""
+    mean, scale = float(problem.mean[row]), float(problem.scale[row])
+    low, high = (_bounded(mean + scale * float(k), mean, _UNBOUNDED * scale) for k in evidence.asymptote[:, row])
+    return low, high

@@ -19,13 +19,15 @@ from ma_monitor.numerics.noise import PARAMETERS, noise_factors
 from ma_monitor.numerics.projection import Floats, Index, Problem, columns, project, to_b
 from ma_monitor.numerics.search import POINTS, Optimum, descend
 
-LEVEL = 0.8
-"""Probability that an interval is meant to hold."""
-_NEAR = np.array([-2.0, -1.5, -1.0, -0.7, -0.4, -0.2, 0.0, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0])
+LEVELS = 0.8, 0.95
+"""Probabilities of the intervals: the one that is reported, and one that must be bounded too for a quantity to count
+as identified; else those narrow by luck would be picked out, and hold the truth far less often than they claim."""
+_NEAR = np.linspace(-1.6, 1.6, 21)
 """Nodes around the optimum, in half widths of the interval that the curvature there suggests."""
-_ACROSS = np.array([0.0, -1.0, -0.75, -0.4, 0.4, 0.75, 1.0])
+_ACROSS = np.linspace(-1.0, 1.0, 11)
 """Nodes across the valley, in half widths of the admissible set there."""
-_ANGLES = np.linspace(-1.0, 1.0, 9)
+_ANGLES = np.linspace(-1.0, 1.0, 15)
+"""Directions tried within the admissible arc, in half widths of it."""
 _PROBES = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 0.6])
 """Times, as a share of the window, at which the curve is compared with its end."""
 _BLOCK = 40_000
@@ -60,33 +62,35 @@ class Evidence:
     change: Floats
 
 
-def examine(problem: Problem, optimum: Optimum, effective: Floats) -> Evidence:
-    """Walks the admissible set of every series; ``effective [L]`` is the effective number of points."""
+def examine(problem: Problem, optimum: Optimum, effective: Floats) -> tuple[Evidence, ...]:
+    """Walks the admissible sets of every series: one result for each of ``LEVELS``.
+
+    Args:
+        problem: The problem, of ``L`` series.
+        optimum: Its solution.
+        effective: Effective number of points, ``[L]``.
+    """
     small = problem.binned(POINTS)
     series = len(problem.y)
     best = project(small, *optimum.point.T)
     freedom = np.maximum(effective - PARAMETERS, 1e-3)
     lost = (problem.y**2).sum(axis=1) - (small.y**2).sum(axis=1)  # within the bins
-    allowed = (2 * best.value + lost) * f_quantile(freedom) / freedom + _FLOOR * (problem.y**2).sum(axis=1)
-    limit = 2 * best.value + allowed * noise_factors(small, optimum.point, best.coefficients, effective)
-    rows, point = _net(small, optimum, limit.max(axis=0))
-    tally = _Tally(series)
+    unit = noise_factors(small, optimum.point, best.coefficients, effective) * (2 * best.value + lost) / freedom
+    floor = 2 * best.value + _FLOOR * (problem.y**2).sum(axis=1)
+    limits = [floor + unit * f_quantile(level, freedom) for level in LEVELS]
+    rows, point = _net(small, optimum, limits[-1].max(axis=0))
+    tallies = [_Tally(series) for _ in LEVELS]
     size = max(1, _BLOCK // len(small.s))
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        _examine_block(small.take(rows[part]), rows[part], point[part], limit, tally)
+        _examine_block(small.take(rows[part]), rows[part], point[part], limits, tallies)
     unknown = effective - PARAMETERS < 1
-    for low, high in (tally.asymptote, tally.peak_time, tally.peak_height):
-        low[unknown], high[unknown] = -np.inf, np.inf
-    tally.shapes[:, unknown] = True
-    tally.change[unknown] = np.inf
-    first, inside, last = tally.shapes
-    return Evidence(tally.asymptote, tally.peak_time, tally.peak_height, first, inside, last, tally.change)
+    return tuple(tally.evidence(unknown) for tally in tallies)
 
 
-def f_quantile(freedom: Floats) -> Floats:
-    """The 80 % quantile of F with 1 and ``freedom`` degrees of freedom: the square of Student's t at 90 %."""
-    return np.asarray(stdtrit(freedom, 0.5 + LEVEL / 2) ** 2)
+def f_quantile(level: float, freedom: Floats) -> Floats:
+    """The quantile of F with 1 and ``freedom`` degrees of freedom: the square of a two-sided Student's t."""
+    return np.asarray(stdtrit(freedom, 0.5 + level / 2) ** 2)
 
 
 def _net(problem: Problem, optimum: Optimum, limit: Floats) -> tuple[Index, Floats]:
@@ -126,6 +130,15 @@ class _Tally:
         self.shapes = np.zeros((3, series), dtype=bool)
         self.change = np.zeros(series)
 
+    def evidence(self, unknown: NDArray[np.bool_]) -> Evidence:
+        """The union, with nothing ruled out for series that are ``unknown``."""
+        for low, high in (self.asymptote, self.peak_time, self.peak_height):
+            low[unknown], high[unknown] = -np.inf, np.inf
+        self.shapes[:, unknown] = True
+        self.change[unknown] = np.inf
+        first, inside, last = self.shapes
+        return Evidence(self.asymptote, self.peak_time, self.peak_height, first, inside, last, self.change)
+
     @staticmethod
     def widen(bounds: Floats, rows: Index, low: Floats, high: Floats) -> None:
         """Takes more intervals into a union; NaN counts as nothing."""
@@ -133,28 +146,22 @@ class _Tally:
         np.fmax.at(bounds[1], rows, high)
 
 
-def _examine_block(problem: Problem, rows: Index, point: Floats, limit: Floats, tally: _Tally) -> None:
-    """Adds what the nodes at ``point [P, 2]`` (of the series ``rows``) admit to the tally; ``limit [3, L]``."""
+def _examine_block(problem: Problem, rows: Index, point: Floats, limits: list[Floats], tallies: list[_Tally]) -> None:
+    """Adds what the nodes at ``point [P, 2]`` (of the series ``rows``) admit at each level, by limits ``[3, L]``."""
     at = columns(problem, point[:, 0], point[:, 1])
-    spare = limit[:, rows] - (at.stack[:, 2] ** 2).sum(axis=1)
+    residual = (at.stack[:, 2] ** 2).sum(axis=1)
+    whole = _Node(to_b(point[:, 0]), np.exp(point[:, 1]), at.triangle, at.along, residual)
     end = float(problem.s[-1])
-    whole = _Node(to_b(point[:, 0]), np.exp(point[:, 1]), at.triangle, at.along, spare[0])
-    for quantity, room in enumerate(spare):
-        inside = room >= 0
-        if not inside.any():
-            continue
-        node, series = whole.take(inside, room), rows[inside]
-        if quantity == 0:
-            one = np.ones(len(series))
-            tally.widen(tally.asymptote, series, *node.interval(one, one, 0 * one))
-        elif quantity == 1:
-            early, late, shapes = node.shapes(end)
-            tally.widen(tally.peak_time, series, early, late)
-            for flag, found in zip(tally.shapes, shapes, strict=True):
-                np.logical_or.at(flag, series, found)
-            np.maximum.at(tally.change, series, node.change(end))
-        else:
-            tally.widen(tally.peak_height, series, *node.height())
+    for limit, tally in zip(limits, tallies, strict=True):
+        (k_node, k_rows), (node, time_rows), (top_node, top_rows) = (whole.within(room[rows], rows) for room in limit)
+        one = np.ones(len(k_rows))
+        tally.widen(tally.asymptote, k_rows, *k_node.interval(one, one, 0 * one))
+        early, late, shapes = node.shapes(end)
+        tally.widen(tally.peak_time, time_rows, early, late)
+        for flag, found in zip(tally.shapes, shapes, strict=True):
+            np.logical_or.at(flag, time_rows, found)
+        np.maximum.at(tally.change, time_rows, node.change(end))
+        tally.widen(tally.peak_height, top_rows, *top_node.height())
 
 
 @dataclass(frozen=True)
@@ -170,9 +177,12 @@ class _Node:
     along: Floats
     spare: Floats
 
-    def take(self, inside: NDArray[np.bool_], spare: Floats) -> _Node:
-        """These nodes, with another radius."""
-        return _Node(self.b[inside], self.c[inside], self.triangle[:, inside], self.along[:, inside], spare[inside])
+    def within(self, limit: Floats, rows: Index) -> tuple[_Node, Index]:
+        """The nodes whose residual sum, held in ``spare``, is below ``limit``, with what is left; and their series."""
+        room = limit - self.spare
+        inside = room >= 0
+        node = _Node(self.b[inside], self.c[inside], self.triangle[:, inside], self.along[:, inside], room[inside])
+        return node, rows[inside]
 
     def interval(self, k0: Floats, k1: Floats, k2: Floats) -> tuple[Floats, Floats]:
         """Lowest and highest admissible value of k0·a0 + k1·a1 + k2·a2."""
