@@ -132,6 +132,11 @@ def number(value: float | int | None) -> str:
     return f"{value:.4g}"
 
 
+def count(number: int, thing: str) -> str:
+    """``1 step``, ``2 steps``, ``1,234 steps``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def band(value: float | None, low: float | None, high: float | None) -> str:
     """A value and its interval in three digits; an end that is not known is a question mark."""
     if value is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,12 +120,9 @@ def _play(published: Published, out: Path, lines: Lines) -> None:
         precision="float32",
     )
     run = Run.create(out, meta, published.plan)
-    observer = Observer(run, MonitorConfig(strict=True), sinks=[lines])
-    try:
+    with closing(Observer(run, MonitorConfig(strict=True), sinks=[lines])) as observer:
         for measurements in published.measurements:
             observer.observe(measurements, final=measurements is published.measurements[-1])
-    finally:
-        observer.close()
 
 
 def outcome(source: Run) -> list[dict[str, Any]]:

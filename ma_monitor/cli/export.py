@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ma_monitor.cli.common import Commands, add_command, emit_json, say
+from ma_monitor.cli.common import Commands, add_command, count, emit_json, say
 
 
 def add(commands: Commands) -> None:
@@ -32,5 +32,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit_json({"run": str(source.path), "file": args.out, "rows": rows})
     else:
-        say(f"{args.out}: {rows:,} rows, {steps} steps × {layers} layers × {sequences} sequences")
+        parts = (count(steps, "step"), count(layers, "layer"), count(sequences, "sequence"))
+        say(f"{args.out}: {count(rows, 'row')} of {', '.join(parts)}")
     return 0

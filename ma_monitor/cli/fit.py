@@ -15,6 +15,7 @@ from ma_monitor.cli.common import (
     Commands,
     add_command,
     band,
+    count,
     emit_json,
     number,
     positive,
@@ -72,9 +73,8 @@ def run(args: argparse.Namespace) -> int:
         document = {"run": str(source.path), "at": at, "rank": args.rank, "ratio": args.ratio or source.meta.ratio}
         emit_json({**document, "layers": layers, "comparison": compared})
     else:
-        say(
-            f"{source.path}: {source.meta.model.name}, {int((source.steps <= at).sum())} measurements up to step {at:,}"
-        )
+        points = count(int((source.steps <= at).sum()), "measurement")
+        say(f"{source.path}: {source.meta.model.name}, {points} up to step {at:,}")
         say()
         say(fit_table(layers))
         say()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ma_monitor.cli.common import Commands, add_command, emit_json, note, say
+from ma_monitor.cli.common import Commands, add_command, count, emit_json, note, say
 
 
 def add(commands: Commands) -> None:
@@ -47,5 +47,5 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for model in imported:
         left_out = f", {len(model.problems)} left out" if model.problems else ""
-        say(f"{model.path or 'no run'}: {model.name}, {model.steps} steps{left_out}")
+        say(f"{model.path or 'no run'}: {model.name}, {count(model.steps, 'step')}{left_out}")
     return 0

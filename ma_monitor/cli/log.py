@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ma_monitor.cli.common import Commands, add_command, emit_json, printable, say
+from ma_monitor.cli.common import Commands, add_command, count, emit_json, printable, say
 from ma_monitor.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit_json({"run": str(source.path), "to": args.to, "where": where, "steps": len(source.steps)})
     else:
-        say(f"{source.path}: {len(source.steps)} steps logged to {where}")
+        say(f"{source.path}: {count(len(source.steps), 'step')} logged to {where}")
         if args.to == "tensorboard":
             say(f"next: tensorboard --logdir {where}")
         elif Path(where).is_dir():
@@ -68,10 +68,10 @@ def emissions(source: Run) -> Iterator[Emission]:
     from ma_monitor.sinks.metrics import emission
 
     ratios = source.ratios()
-    for count, step in enumerate(source.steps, start=1):
-        due = refit_due(count) or count == len(source.steps)
+    for seen, step in enumerate(source.steps, start=1):
+        due = refit_due(seen) or seen == len(source.steps)
         analysis = analyse(source, at=int(step)) if due else None
-        yield emission(source.meta, source.steps[:count], ratios[:, :count], analysis, with_config=count == 1)
+        yield emission(source.meta, source.steps[:seen], ratios[:, :seen], analysis, with_config=seen == 1)
 
 
 @contextmanager

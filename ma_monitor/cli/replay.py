@@ -12,6 +12,7 @@ from ma_monitor.cli.common import (
     RATIOS,
     Commands,
     add_command,
+    count,
     emit_json,
     note,
     positive,
@@ -91,9 +92,9 @@ def run(args: argparse.Namespace) -> int:
             }
         )
         return 0
-    held = f", {len(result.skipped)} were there already" if result.skipped else ""
-    left_out = f", {len(result.problems)} problems" if result.problems else ""
-    say(f"{result.run}: {len(result.measured)} checkpoints of {source.name} measured{held}{left_out}")
+    held = f", {len(result.skipped)} measured before" if result.skipped else ""
+    problems = f", {count(len(result.problems), 'problem')}" if result.problems else ""
+    say(f"{result.run}: {count(len(result.measured), 'checkpoint')} of {source.name} measured{held}{problems}")
     say(f"next: ma-monitor fit {result.run}")
     return 0
 

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ def short_run(tmp_path: Path) -> Path:
 
 def test_the_same_as_live(tmp_path: Path) -> None:
     live = MemorySink()
-    observer = Observer(Run.create(tmp_path / "live", make_meta(), PLAN), MonitorConfig(strict=True), sinks=[live])
+    run = Run.create(tmp_path / "live", make_meta(), PLAN)
     measurements = make_measurements(SHORT)
-    for m in measurements:
-        observer.observe(m, final=m is measurements[-1])
-    observer.close()
+    with closing(Observer(run, MonitorConfig(strict=True), sinks=[live])) as observer:
+        for m in measurements:
+            observer.observe(m, final=m is measurements[-1])
     logged = list(emissions(Run.open(tmp_path / "live")))
     assert [comparable(e) for e in logged] == [comparable(e) for e in live.emissions]
     assert [e.step for e in logged if e.tables] == DUE

@@ -73,7 +73,7 @@ def test_ids_then_again(call: Call, saved: Path, ids: Path, tmp_path: Path) -> N
     )
     again = call("replay", saved, "--out", run, "--probe-ids", ids)
     assert again.code == 0
-    assert again.out.splitlines()[0] == f"{run}: 0 checkpoints of {saved.name} measured, 3 were there already"
+    assert again.out.splitlines()[0] == f"{run}: 0 checkpoints of {saved.name} measured, 3 measured before"
     assert again.out.splitlines()[1] == f"next: ma-monitor fit {run}"
 
 
