@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,10 +112,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
+_locked: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
+
+
 def lock(file: BinaryIO) -> bool:
     """Makes this open file the only writer, without waiting.
 
-    The lock goes when the file is closed and when the process dies, so a killed run leaves none behind.
+    The lock goes when the file is closed and when the process dies, so a killed run leaves none behind. A forked child
+    (a data loader's worker) would share it and outlive a killed parent; children therefore close their copy.
 
     Returns:
         Whether the file is locked; False where the system or the file system knows no locks.
@@ -131,11 +137,17 @@ def lock(file: BinaryIO) -> bool:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise BlockingIOError(error.errno, error.strerror) from error
         return False
+    _close_in_children()
+    _locked.add(file)
     return True
 
 
-def unlock(file: BinaryIO) -> None:
-    """Gives the lock up, also where a forked child (a data loader's worker) still holds a copy of the open file."""
-    import fcntl
+@functools.cache
+def _close_in_children() -> None:
+    """Has every child forked from now on close its copies of locked files; once a process."""
 
-    fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+    def close() -> None:
+        for file in list(_locked):
+            file.close()
+
+    os.register_at_fork(after_in_child=close)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ma_monitor.errors import StoreError
-from ma_monitor.runs.files import lock, unlock, writing
+from ma_monitor.runs.files import lock, writing
 
 SCHEMA_VERSION = 1
 MAGIC = b"\x89MArun\r\n"
@@ -235,6 +235,4 @@ class LogWriter:
         except OSError as error:
             raise StoreError(f"{self.path}: cannot be synced to the disk ({error.strerror or error})") from error
         finally:
-            if self.locked:
-                unlock(self._file)
             self._file.close()

@@ -149,21 +149,30 @@ def test_a_run_that_another_process_makes_meanwhile_is_left_alone(
     assert len(Run.open(path).plans) == 1
 
 
-def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", META, None)
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:  # a data loader's worker: has a copy of every open file, and lives on
-        os.close(write)
-        os.read(read, 1)
-        os._exit(0)
+KILLED = """
+import os, signal, sys, time
+from ma_monitor.runs.store import Run
+from tests.runs.makers import make_meta
+
+run = Run.create(sys.argv[1], make_meta(), None)
+if worker := os.fork():
+    print(worker, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.close(1)
+time.sleep(60)
+"""
+
+
+def test_a_worker_that_outlives_its_killed_parent_does_not_keep_the_lock(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "run")]
+    killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    worker = int(killed.stdout)
     try:
-        run.close()
+        assert killed.returncode == -signal.SIGKILL
+        os.kill(worker, 0)  # still there
         Run.open(tmp_path / "run", writable=True).close()
     finally:
-        os.close(write)
-        os.waitpid(child, 0)
-        os.close(read)
+        os.kill(worker, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
