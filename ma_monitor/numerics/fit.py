@@ -188,6 +188,8 @@ class Fit:
         }
 
 
+# At the degenerate corners of the box intermediate values overflow to infinity and are ruled out as such.
+@np.errstate(all="ignore")
 def fit_trajectories(steps: ArrayLike, values: ArrayLike, *, total_steps: float | None = None) -> tuple[Fit, ...]:
     """Fits every layer of a run.
 
