@@ -26,9 +26,11 @@ B_MAX = 1e3
 """Upper edge of b = βT."""
 C_MIN, C_MAX = 1e-6, 30.0
 """Edges of c = (τ₀ + t_min)/T."""
-_B_SPAN_MIN = 3e-9
-"""Stands for b = 0: the curve is then a logarithm plus a straight line to eight digits, and A₂ and K, which grow as
-1/b, still cancel cleanly in floats."""
+_B_SPAN_MIN = 1e-5
+"""Lowest b that is searched: below, the derivatives by b drown in rounding errors of the order of 1/b²."""
+_B_SPAN_ZERO = 3e-9
+"""Stands for b = 0, tried where the search ends on its lowest b: the curve is then a logarithm plus a straight line to
+eight digits, while A₂ and K, which grow as 1/b, still cancel cleanly in floats."""
 _B_SHIFT_MAX = 400.0
 """Largest b·t_min/T: A₁ and A₂ carry the factor e^(b·t_min/T), which must leave room in a float."""
 _B_KNEE = 0.05
@@ -70,6 +72,11 @@ class Problem:
         return np.array([to_u(np.float64(_B_SPAN_MIN) / self.s[-1]), np.log(C_MIN)])
 
     @property
+    def zero(self) -> float:
+        """The u that stands for b = 0."""
+        return float(to_u(np.float64(_B_SPAN_ZERO) / self.s[-1]))
+
+    @property
     def high(self) -> Floats:
         """Upper edges of (u, v)."""
         b = B_MAX if self.first <= 0 else min(B_MAX, _B_SHIFT_MAX * self.last / self.first)
@@ -81,20 +88,25 @@ class Problem:
         return replace(self, root=root, y=self.y[rows], mean=self.mean[rows], scale=self.scale[rows])
 
     def binned(self, most: int) -> Problem:
-        """The problem on at most ``most`` points: neighbours close in ln(s) are averaged, the first ones never.
+        """The problem on about ``most`` points: neighbours close in ln(s) are averaged.
 
         The curve moves little within such a bin, so the residual sum changes by a constant per series and little else.
         """
         if len(self.s) <= most:
             return self
-        cell = np.floor(np.log1p(self.s / self.s[-1] * len(self.s)) / np.log1p(len(self.s)) * (most - 1))
-        starts = np.flatnonzero(np.diff(cell, prepend=-1.0))
+        gap = np.diff(np.log(np.maximum(self.s, self.s[self.s > 0][0])))
+        width = np.sort(gap)[::-1]
+        # Gaps wider than a bin stay, the others share the rest of the bins: the narrowest width for which that fits.
+        wide = int(np.argmax(width[:-1] * (most - np.arange(1, len(width))) <= width[::-1].cumsum()[::-1][1:]))
+        cell = np.cumsum(np.minimum(gap / max(width[wide:].sum() / (most - wide), 1e-300), 1.0))
+        starts = np.flatnonzero(np.diff(np.floor(np.concatenate([[-1.0], [0.0], 1e-9 + cell]))))
+        starts = np.union1d(starts, [0, 1, len(self.s) - 1])
         weight = np.add.reduceat(self.root**2, starts, axis=1)
-        s = np.add.reduceat(self.root.mean(axis=0) ** 2 * self.s, starts)
-        s /= np.add.reduceat(self.root.mean(axis=0) ** 2, starts)
-        root = np.sqrt(weight)
-        y = np.add.reduceat(self.root * self.y, starts, axis=1) / root
-        return replace(self, s=s, root=root, y=y)
+        mean = self.root.mean(axis=0) ** 2
+        s = np.add.reduceat(mean * self.s, starts) / np.add.reduceat(mean, starts)
+        return replace(
+            self, s=s, root=np.sqrt(weight), y=np.add.reduceat(self.root * self.y, starts, axis=1) / np.sqrt(weight)
+        )
 
 
 def make_problem(t: Floats, y: Floats, weights: Floats | None) -> Problem:
@@ -192,14 +204,12 @@ class State:
         value: Half the residual sum of squares.
         gradient: By (u, v), ``[P, 2]``.
         hessian: Exact, ``[P, 2, 2]``.
-        gauss: Its Gauss-Newton part, never indefinite, ``[P, 2, 2]``.
         coefficients: a0, a1, a2 of the columns 1, X₁, X₂, ``[P, 3]``.
     """
 
     value: Floats
     gradient: Floats
     hessian: Floats
-    gauss: Floats
     coefficients: Floats
 
     def take(self, rows: Index | NDArray[np.bool_]) -> State:
@@ -284,7 +294,6 @@ def project(problem: Problem, u: Floats, v: Floats) -> State:
         value=0.5 * dots(residual, residual),
         gradient=-slope * chain,
         hessian=hessian,
-        gauss=(products - along @ along.transpose(0, 2, 1)) * outer,
         coefficients=np.stack([-(r01 * a1 + r02 * a2), a1, a2], axis=1),
     )
 

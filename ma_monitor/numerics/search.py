@@ -22,11 +22,12 @@ from ma_monitor.numerics.projection import (
     to_u,
 )
 
-POINTS = 256
+POINTS = 400
 """Points that the search works on (bins beyond that); the final steps take them all."""
-_PATH_STRIDE, _PATH_STEPS = 2, 3
-_STARTS = 6
-_FINALISTS = 2
+_PATH_STEPS = 3
+_MINIMA, _BESIDE = 6, 2
+"""Newton steps start from at most this many minima of the path, and this many nodes on both sides of the lowest."""
+_FINALISTS = 4
 _STEP_MAX = np.array([1.0, 2.0])
 
 
@@ -67,14 +68,18 @@ def solve(problem: Problem) -> Optimum:
     rows, point = _best(rows, point, state, len(problem.y), _FINALISTS)
     point, state = descend(problem, rows, point, problem.low, problem.high, 30, prune=True)
     rows, point = _best(rows, point, state, len(problem.y), 1)
+    point = _try_zero(problem, point)
     final = project(problem, point[:, 0], point[:, 1])
     edge = np.any((point <= problem.low + 1e-9) | (point >= problem.high - 1e-9), axis=1)
     return Optimum(point, to_b(point[:, 0]), np.exp(point[:, 1]), final.coefficients, np.asarray(edge), valley)
 
 
 def _valley(problem: Problem, residuals: Floats, b: Floats, c: Floats) -> tuple[Index, Floats, Floats]:
-    """The path of the best b for each c, ``[L, V, 2]``, and its lowest minima: series ``[P]``, points ``[P, 2]``."""
-    residuals, c = residuals[:, :, ::_PATH_STRIDE], c[::_PATH_STRIDE]
+    """The path of the best b for each c, ``[L, C, 2]``, and places to start from: series ``[P]``, points ``[P, 2]``.
+
+    Those are the path's lowest local minima, and the nodes on both sides of its lowest: the valley may bend so sharply
+    that several minima lie between two nodes.
+    """
     series, _, nodes = residuals.shape
     best = residuals.argmin(axis=1)
     rows = np.repeat(np.arange(series), nodes)
@@ -84,12 +89,26 @@ def _valley(problem: Problem, residuals: Floats, b: Floats, c: Floats) -> tuple[
     point, state = descend(problem, rows, point, low, high, _PATH_STEPS)
     value = state.value.reshape(series, nodes)
     padded = np.pad(value, ((0, 0), (1, 1)), constant_values=np.inf)
-    lowest = (value <= padded[:, :-2]) & (value <= padded[:, 2:])
-    ranked = np.where(lowest, value, np.inf)
-    order = np.argsort(ranked, axis=1, kind="stable")[:, :_STARTS]
-    found = np.isfinite(np.take_along_axis(ranked, order, axis=1))
-    flat = (order + nodes * np.arange(series)[:, None])[found]
-    return rows[flat], point[flat], point.reshape(series, nodes, 2)
+    minimum = (value <= padded[:, :-2]) & (value <= padded[:, 2:])
+    ranked = np.where(minimum, value, np.inf)
+    chosen = minimum & (np.argsort(np.argsort(ranked, axis=1, kind="stable"), axis=1) < _MINIMA)
+    chosen |= np.abs(np.arange(nodes) - value.argmin(axis=1)[:, None]) <= _BESIDE
+    return rows[chosen.ravel()], point[chosen.ravel()], point.reshape(series, nodes, 2)
+
+
+def _try_zero(problem: Problem, point: Floats) -> Floats:
+    """Moves the series that ended on the lowest b searched to b = 0 where that is better."""
+    rows = np.flatnonzero(point[:, 0] <= problem.low[0])
+    if not len(rows):
+        return point
+    below = np.stack([np.full(len(rows), problem.zero), point[rows, 1]], axis=1)
+    held = np.full(len(rows), problem.zero)
+    low, high = (np.stack([held, np.full(len(rows), edge[1])], axis=1) for edge in (problem.low, problem.high))
+    below, state = descend(problem, rows, below, low, high, 30)
+    better = state.value < project(problem.take(rows), *point[rows].T).value
+    moved = point.copy()
+    moved[rows[better]] = below[better]
+    return moved
 
 
 def _best(rows: Index, point: Floats, state: State, series: int, most: int) -> tuple[Index, Floats]:
@@ -136,26 +155,31 @@ def descend(
 def _newton_step(state: State, point: Floats, damping: Floats, low: Floats, high: Floats) -> tuple[Floats, Floats]:
     """Damped Newton steps ``[P, 2]`` that respect the box, and the decrease ``[P]`` that the quadratic model promises.
 
-    Unknowns on an edge that the gradient pushes outwards stay there. Where the Hessian is not positive definite the
-    Gauss-Newton matrix takes its place.
+    Unknowns on an edge that the gradient pushes outwards stay there.
     """
     held = ((point <= low) & (state.gradient > 0)) | ((point >= high) & (state.gradient < 0))
     gradient = np.where(held, 0.0, state.gradient)
     both = ~held[:, :, None] & ~held[:, None, :]
-    hessian = np.where(both, state.hessian, 0.0)
-    gauss = np.where(both, state.gauss, 0.0)
-    diagonal = np.einsum("pii->pi", hessian)
-    determinant = hessian[:, 0, 0] * hessian[:, 1, 1] - hessian[:, 0, 1] ** 2
-    convex = (diagonal >= 0).all(axis=1) & (determinant >= 1e-12 * diagonal.prod(axis=1))
-    matrix = np.where(convex[:, None, None], hessian, gauss)
-    size = np.einsum("pii->pi", matrix)
+    hessian = np.where(both, state.hessian, np.where(held[:, :, None], np.eye(2), 0.0))
+    matrix = _absolute(hessian)
     floor = 1e-14 * (state.value + np.abs(gradient).max(axis=1))[:, None] + 1e-300
-    added = damping[:, None] * np.maximum(size, floor) + np.where(held, 1.0, floor)
-    a, d = size[:, 0] + added[:, 0], size[:, 1] + added[:, 1]
+    a, d = (np.einsum("pii->pi", matrix) * (1 + damping[:, None]) + floor).T
     b = matrix[:, 0, 1]
     determinant = np.maximum(a * d - b * b, 1e-16 * a * d)
     step = np.stack([b * gradient[:, 1] - d * gradient[:, 0], b * gradient[:, 0] - a * gradient[:, 1]], axis=1)
-    step = np.clip(step / determinant[:, None], -_STEP_MAX, _STEP_MAX)
+    step = np.clip(step / np.where(determinant > 0, determinant, np.inf)[:, None], -_STEP_MAX, _STEP_MAX)
     linear = -(gradient * step).sum(axis=1)
     quadratic = 0.5 * np.einsum("pi,pij,pj->p", step, matrix, step)
     return step, np.maximum(linear - quadratic, 0.5 * linear)
+
+
+def _absolute(matrix: Floats) -> Floats:
+    """Symmetric matrices ``[P, 2, 2]`` with their eigenvalues replaced by the absolute ones.
+
+    With these in place of the Hessian, Newton steps lead downhill at saddles and on ridges too.
+    """
+    trace = np.einsum("pii->p", matrix)[:, None, None]
+    determinant = (matrix[:, 0, 0] * matrix[:, 1, 1] - matrix[:, 0, 1] ** 2)[:, None, None]
+    distance = np.sqrt(np.maximum(trace**2 - 4 * determinant, 0.0))
+    mixed = (trace * matrix - 2 * determinant * np.eye(2)) / np.where(distance > 0, distance, 1.0)
+    return np.where(determinant < 0, mixed, np.where(trace < 0, -matrix, matrix))
