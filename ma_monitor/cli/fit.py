@@ -25,8 +25,9 @@ from ma_monitor.cli.common import (
 )
 from ma_monitor.errors import ConfigError
 
-CURVE = ("A", "lambda", "gamma", "t0", "K")
-FLAT = ("layer", "class", *CURVE, "log_abs_A", "beta", "tau0", "A1", "A2", "r2", "aicc", "at_bound")
+CURVE = ("A", "lambda", "gamma", "t0")
+FLAT = ("layer", "class", *CURVE, "K", "log_abs_A", "beta", "tau0", "A1", "A2", "r2", "aicc", "at_bound")
+FOOTNOTE = "(K): a parameter of the best curve, not a level that the data show the ratio to settle at"
 NESTED = {
     "peak": ("step", "height", "low", "high", "identified", "status"),
     "asymptote": ("value", "low", "high", "identified"),
@@ -111,12 +112,13 @@ def _best(hypotheses: dict[str, dict[str, Any]]) -> str | None:
 
 def fit_table(layers: Sequence[dict[str, Any]]) -> str:
     """A line a layer."""
-    columns = ("layer", "class", *CURVE, "R2", "AICc", "peak step [80 %]", "asymptote [80 %]")
+    columns = ("layer", "class", *CURVE, "K", "R2", "AICc", "peak step [80 %]", "asymptote [80 %]")
     rows = [
         (
             str(layer["layer"]),
             str(layer["class"]),
             *(number(layer[name]) for name in CURVE),
+            _level(layer),
             UNKNOWN if layer["r2"] is None else f"{layer['r2']:.4f}",
             number(layer["aicc"]),
             peak_words(layer["peak"]),
@@ -124,7 +126,14 @@ def fit_table(layers: Sequence[dict[str, Any]]) -> str:
         )
         for layer in layers
     ]
-    return table(columns, rows, left=2)
+    shown = table(columns, rows, left=2)
+    return f"{shown}\n{FOOTNOTE}" if "(" in "".join(row[6] for row in rows) else shown
+
+
+def _level(layer: dict[str, Any]) -> str:
+    """K, in parentheses where it is only a parameter of the curve: a bare number would be read as the limit."""
+    level = number(layer["K"])
+    return level if layer["K"] is None or layer["asymptote"]["identified"] else f"({level})"
 
 
 def comparison_table(compared: dict[str, dict[str, Any]], layers: int) -> str:

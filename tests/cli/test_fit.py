@@ -89,9 +89,11 @@ def test_table(call: Call, run_dir: Path) -> None:
         cells = dict(zip(columns, re.split(r"\s{2,}", line), strict=True))
         assert (cells["layer"], cells["class"]) == (str(layer["layer"]), layer["class"])
         assert float(cells["R2"]) == pytest.approx(layer["r2"], abs=1e-4)
-        assert float(cells["K"].replace(",", "")) == pytest.approx(layer["K"], rel=1e-3)
+        assert float(cells["K"].strip("()").replace(",", "")) == pytest.approx(layer["K"], rel=1e-3)
+        assert cells["K"].startswith("(") != layer["asymptote"]["identified"]
         assert ("not identified" in cells["asymptote [80 %]"]) != layer["asymptote"]["identified"]
-    second = {line.split("  ")[0]: line for line in lines[4 + LAYERS + 1 :]}
+    assert lines[3 + LAYERS].startswith("(K): a parameter of the best curve")
+    second = {line.split("  ")[0]: line for line in lines[4 + LAYERS + 2 :]}
     assert set(second) == set(document["comparison"])
     assert len({len(line) for line in lines[2 : 3 + LAYERS]}) == 1, "the columns are not aligned"
 
