@@ -95,6 +95,8 @@ class Group:
     residual: Floats
 
 
+# At the degenerate corners of the box intermediate values overflow to infinity and are ruled out as such.
+@np.errstate(all="ignore")
 def fit_group(t: Floats, y: Floats, weights: Floats | None) -> Group:
     """Fits series ``y [L, n]``, all finite, at times ``t [n]`` with at least ``MIN_POINTS`` different ones."""
     problem = make_problem(t, y, weights)

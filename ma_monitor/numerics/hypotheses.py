@@ -15,8 +15,7 @@ import numpy as np
 
 from ma_monitor.numerics.projection import Floats
 
-_CHUNK = 2_000_000
-_ROUNDS = 12
+_ROUNDS = 20
 _SCREEN = 256
 """Points that the search works on at most (every k-th); amplitude, offset and residuals take them all."""
 
@@ -58,12 +57,14 @@ class _Axis:
 
 @dataclass(frozen=True)
 class _Family:
-    """A shape φ(s; θ): times s = t/T ``[n]`` and coordinates ``[..., d]`` give ``[..., n]``."""
+    """A shape φ(s; θ): times s = t/T ``[n]`` and coordinates ``[..., d]`` give ``[..., n]``.
 
-    name: str
+    ``variants`` says which hypotheses share it: name → whether the offset is free.
+    """
+
+    variants: dict[str, bool]
     axes: tuple[_Axis, ...]
     shape: Callable[..., Floats]
-    offset: bool
 
     def evaluate(self, s: Floats, coordinates: Floats) -> Floats:
         values = [axis.value(coordinates[..., i, None]) for i, axis in enumerate(self.axes)]
@@ -106,27 +107,25 @@ def _power(s: Floats, tau: Floats, exponent: Floats) -> Floats:
 
 
 def _families() -> tuple[_Family, ...]:
-    tau = _Axis("tau", -5.0, 2.0, 141, time=1)
-    omega = _Axis("omega", -2.0, 5.0, 57, time=-1)
-    swing = _Axis("omega", -1.0, 2.5, 85, time=-1)
-    zeta = _Axis("zeta", 0.0, 0.999, 15, power_of_ten=False)
-    beyond = _Axis("zeta_minus_1", -3.0, 2.0, 21)
-    tau_log = _Axis("tau", -6.0, 1.5, 76, time=1)
-    exponent = _Axis("exponent", -3.0, 3.0, 25, power_of_ten=False)
-    printed = (
-        _Family("first_order", (tau,), _first_order, False),
-        _Family("second_order_underdamped", (swing, zeta), _underdamped, False),
-        _Family(
-            "second_order_critically_damped", (_Axis("omega", -2.0, 5.0, 141, time=-1),), _critically_damped, False
-        ),
-        _Family("second_order_overdamped", (omega, beyond), _overdamped, False),
+    def both(name: str) -> dict[str, bool]:
+        return {name: False, f"{name}_offset": True}
+
+    tau = _Axis("tau", -5.0, 2.0, 71, time=1)
+    omega = _Axis("omega", -2.0, 5.0, 71, time=-1)
+    omega_slow = _Axis("omega", -2.0, 5.0, 36, time=-1)
+    omega_swinging = _Axis("omega", -1.0, 4.0, 101, time=-1)
+    zeta = _Axis("zeta", 0.0, 0.999, 9, power_of_ten=False)
+    beyond = _Axis("zeta_minus_1", -3.0, 2.0, 16)
+    start = _Axis("tau", -6.0, 1.5, 39, time=1)
+    exponent = _Axis("exponent", -3.0, 3.0, 13, power_of_ten=False)
+    return (
+        _Family(both("first_order"), (tau,), _first_order),
+        _Family(both("second_order_underdamped"), (omega_swinging, zeta), _underdamped),
+        _Family(both("second_order_critically_damped"), (omega,), _critically_damped),
+        _Family(both("second_order_overdamped"), (omega_slow, beyond), _overdamped),
+        _Family({"logarithm": True}, (start,), _logarithm),
+        _Family({"power_law": True}, (start, exponent), _power),
     )
-    with_offset = tuple(_Family(f"{f.name}_offset", f.axes, f.shape, True) for f in printed)
-    own = (
-        _Family("logarithm", (tau_log,), _logarithm, True),
-        _Family("power_law", (tau_log, exponent), _power, True),
-    )
-    return (*printed, *with_offset, *own)
 
 
 FAMILIES = _families()
@@ -137,9 +136,12 @@ def fit_hypotheses(t: Floats, y: Floats) -> tuple[HypothesisFits, ...]:
     last = float(t[-1])
     mean = y.mean(axis=1)
     constant = HypothesisFits("constant", 1, {"K": mean}, ((y - mean[:, None]) ** 2).sum(axis=1))
-    scale = np.maximum(np.abs(y).max(axis=1), 1e-300)
-    fits = (_fit_family(family, t / last, y / scale[:, None]) for family in FAMILIES)
-    return (constant, *(_in_units(family, fit, scale, last) for family, fit in zip(FAMILIES, fits, strict=True)))
+    scale = np.maximum(np.abs(y).max(axis=1), np.finfo(float).tiny)
+    fits = [constant]
+    for family in FAMILIES:
+        for name, best in _fit_family(family, t / last, y / scale[:, None]).items():
+            fits.append(_in_units(name, family, best, scale, last))
+    return tuple(fits)
 
 
 def aicc(sse: Floats, parameters: int, points: int, effective: Floats) -> Floats:
@@ -156,67 +158,89 @@ def aicc(sse: Floats, parameters: int, points: int, effective: Floats) -> Floats
 
 @dataclass(frozen=True)
 class _Best:
-    """Best coordinates ``[L, d]``, amplitude, offset and residual sum ``[L]`` of one family."""
+    """Best coordinates ``[L, d]``, amplitude, offset (None: fixed at 0) and residual sum ``[L]`` of one hypothesis."""
 
     coordinates: Floats
     amplitude: Floats
-    offset: Floats
+    offset: Floats | None
     sse: Floats
 
 
-def _fit_family(family: _Family, s: Floats, y: Floats) -> _Best:
-    """The best node of the family's grid, then a shrinking net around it, then the linear parameters on all points."""
+def _fit_family(family: _Family, s: Floats, y: Floats) -> dict[str, _Best]:
+    """For each variant: the best node of the family's grid, Gauss-Newton steps from it, then all points."""
     stride = -(-len(s) // _SCREEN)
     s_few, y_few = s[::stride], y[:, ::stride]
     axes = [np.linspace(axis.low, axis.high, axis.nodes) for axis in family.axes]
     nodes = np.array(list(product(*axes)))
-    best = np.full(len(y), np.inf)
-    chosen = np.zeros(len(y), dtype=np.intp)
-    size = max(1, _CHUNK // len(s_few))
-    for start in range(0, len(nodes), size):
-        residual = _residuals(family.evaluate(s_few, nodes[start : start + size]), y_few[:, None], family.offset)
-        index = residual.argmin(axis=1)
-        value = residual[np.arange(len(y)), index]
-        chosen = np.where(value < best, start + index, chosen)
-        best = np.minimum(best, value)
-    place = nodes[chosen]
-    step = np.array([axis[1] - axis[0] for axis in axes])
-    low, high = np.array([a[0] for a in axes]), np.array([a[-1] for a in axes])
-    stencil = np.array(list(product((0.0, -1.0, -0.5, 0.5, 1.0), repeat=len(axes))))
-    for _ in range(_ROUNDS):
-        around = np.clip(place[:, None] + stencil * step, low, high)
-        residual = _residuals(family.evaluate(s_few, around), y_few[:, None], family.offset)
-        place = around[np.arange(len(y)), residual.argmin(axis=1)]
-        step = step / 2
-    return _linear(family, family.evaluate(s, place), place, y)
+    shapes = family.evaluate(s_few, nodes)
+    cell = np.array([axis[1] - axis[0] for axis in axes])
+    fits = {}
+    for name, offset in family.variants.items():
+        start = nodes[_residuals(shapes, y_few, offset).argmin(axis=1)]
+        fits[name] = _finish(family, s, y, _descend(family, s_few, y_few, start, cell, offset), offset)
+    return fits
 
 
-def _residuals(shape: Floats, y: Floats, offset: bool) -> Floats:
-    """Residual sums ``[L, G]`` of the best amplitude (and offset) for shapes ``[G, n]`` or ``[L, G, n]``."""
+def _residuals(shapes: Floats, y: Floats, offset: bool) -> Floats:
+    """Residual sums ``[L, G]`` of series ``[L, n]`` with the best amplitude (and offset) of the shapes ``[G, n]``."""
     if offset:
-        shape = shape - shape.mean(axis=-1, keepdims=True)
-        y = y - y.mean(axis=-1, keepdims=True)
-    square = (shape**2).sum(axis=-1)
-    cross = (shape @ y[:, 0].T).T if shape.ndim == 2 else (shape @ y.transpose(0, 2, 1))[..., 0]
-    return np.asarray((y**2).sum(axis=-1) - cross**2 / np.where(square > 0, square, np.inf))
+        shapes = shapes - shapes.mean(axis=1, keepdims=True)
+        y = y - y.mean(axis=1, keepdims=True)
+    square = (shapes**2).sum(axis=1)
+    return np.asarray((y**2).sum(axis=1)[:, None] - (y @ shapes.T) ** 2 / np.where(square > 0, square, np.inf))
 
 
-def _linear(family: _Family, shape: Floats, place: Floats, y: Floats) -> _Best:
-    centre = shape.mean(axis=1) if family.offset else np.zeros(len(y))
-    level = y.mean(axis=1) if family.offset else np.zeros(len(y))
+def _descend(family: _Family, s: Floats, y: Floats, place: Floats, cell: Floats, offset: bool) -> Floats:
+    """Damped Gauss-Newton steps (amplitude and offset projected out) from ``place [L, d]``; never uphill."""
+    low, high = (np.array([getattr(axis, edge) for axis in family.axes]) for edge in ("low", "high"))
+    nudge = 1e-5 * cell
+    moves = np.concatenate([np.zeros((1, len(cell))), np.diag(nudge)])
+    if offset:
+        y = y - y.mean(axis=1, keepdims=True)
+    best, value, damping = place, np.full(len(y), np.inf), np.full(len(y), 1e-3)
+    matrix = np.zeros((len(y), len(cell), len(cell)))
+    slope, step = np.zeros_like(place), np.zeros_like(place)
+    for _ in range(_ROUNDS):
+        trial = np.clip(best + step, low, high - nudge)
+        shapes = family.evaluate(s, trial[:, None] + moves)
+        if offset:
+            shapes = shapes - shapes.mean(axis=2, keepdims=True)
+        base = shapes[:, :1]
+        square = np.maximum((base**2).sum(axis=2), np.finfo(float).tiny)
+        amplitude = (base[:, 0] * y).sum(axis=1)[:, None] / square
+        residual = y - amplitude * base[:, 0]
+        change = amplitude[:, :, None] * (shapes[:, 1:] - base) / nudge[:, None]
+        change -= (change * base).sum(axis=2, keepdims=True) / square[:, :, None] * base
+        better = (residual**2).sum(axis=1) < value
+        matrix[better] = (change @ change.transpose(0, 2, 1))[better]
+        slope[better] = (change @ residual[:, :, None])[better, :, 0]
+        best = np.where(better[:, None], trial, best)
+        value = np.where(better, (residual**2).sum(axis=1), value)
+        damping = damping * np.where(better, 0.2, 10.0)
+        size = np.einsum("lii->li", matrix)
+        ridge = damping[:, None] * size + 1e-12 * size.max(axis=1, keepdims=True) + np.finfo(float).tiny
+        step = np.linalg.solve(matrix + ridge[:, :, None] * np.eye(len(cell)), slope[:, :, None])[..., 0]
+        step = np.clip(step, -cell, cell)
+    return best
+
+
+def _finish(family: _Family, s: Floats, y: Floats, place: Floats, offset: bool) -> _Best:
+    """Amplitude, offset and residuals on all points."""
+    shape = family.evaluate(s, place)
+    centre, level = (values.mean(axis=1) if offset else np.zeros(len(y)) for values in (shape, y))
     centred = shape - centre[:, None]
     square = (centred**2).sum(axis=1)
     amplitude = (centred * (y - level[:, None])).sum(axis=1) / np.where(square > 0, square, np.inf)
-    offset = level - amplitude * centre
-    residual = y - amplitude[:, None] * shape - offset[:, None]
-    return _Best(place, amplitude, offset, (residual**2).sum(axis=1))
+    constant = level - amplitude * centre
+    residual = y - amplitude[:, None] * shape - constant[:, None]
+    return _Best(place, amplitude, constant if offset else None, (residual**2).sum(axis=1))
 
 
-def _in_units(family: _Family, best: _Best, scale: Floats, last: float) -> HypothesisFits:
-    """Back to the units of the series and of time (the shape itself stays one of t/T for the last two families)."""
+def _in_units(name: str, family: _Family, best: _Best, scale: Floats, last: float) -> HypothesisFits:
+    """Back to the units of the series and of time (the logarithm and the power law stay functions of t/T)."""
     parameters = {"amplitude": best.amplitude * scale}
     for i, axis in enumerate(family.axes):
         parameters[axis.name] = axis.value(best.coordinates[:, i]) * last**axis.time
-    if family.offset:
+    if best.offset is not None:
         parameters["offset"] = best.offset * scale
-    return HypothesisFits(family.name, len(parameters), parameters, best.sse * scale**2)
+    return HypothesisFits(name, len(parameters), parameters, best.sse * scale**2)

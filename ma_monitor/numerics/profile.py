@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit, wrightomega
 
 from ma_monitor.numerics.noise import PARAMETERS, noise_factors
-from ma_monitor.numerics.projection import Floats, Index, Problem, columns, project, to_b
-from ma_monitor.numerics.search import POINTS, Optimum, descend
+from ma_monitor.numerics.projection import BLOCK, Floats, Index, Problem, columns, project, to_b
+from ma_monitor.numerics.search import Optimum, descend
 
 LEVELS = 0.8, 0.95
 """Probabilities of the intervals: the one that is reported, and one that must be bounded too for a quantity to count
 as identified; else those narrow by luck would be picked out, and hold the truth far less often than they claim."""
+_POINTS = 200
+"""Points that the profile works on (bins beyond that): an interval needs fewer digits than an optimum."""
 _NEAR = np.linspace(-1.6, 1.6, 21)
 """Nodes around the optimum, in half widths of the interval that the curvature there suggests."""
 _ACROSS = np.linspace(-1.0, 1.0, 11)
@@ -30,8 +32,6 @@ _ANGLES = np.linspace(-1.0, 1.0, 15)
 """Directions tried within the admissible arc, in half widths of it."""
 _PROBES = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 0.6])
 """Times, as a share of the window, at which the curve is compared with its end."""
-_BLOCK = 40_000
-"""Floats in one array of a block of nodes: small enough for the processor's cache."""
 _FLOOR = 1e-13
 """Residual sums below this share of the total cannot be told apart in floats."""
 
@@ -70,9 +70,9 @@ def examine(problem: Problem, optimum: Optimum, effective: Floats) -> tuple[Evid
         optimum: Its solution.
         effective: Effective number of points, ``[L]``.
     """
-    small = problem.binned(POINTS)
+    small = problem.binned(_POINTS)
     series = len(problem.y)
-    best = project(small, *optimum.point.T)
+    best = project(small, np.arange(series), optimum.point)
     freedom = np.maximum(effective - PARAMETERS, 1e-3)
     lost = (problem.y**2).sum(axis=1) - (small.y**2).sum(axis=1)  # within the bins
     unit = noise_factors(small, optimum.point, best.coefficients, effective) * (2 * best.value + lost) / freedom
@@ -80,7 +80,7 @@ def examine(problem: Problem, optimum: Optimum, effective: Floats) -> tuple[Evid
     limits = [floor + unit * f_quantile(level, freedom) for level in LEVELS]
     rows, point = _net(small, optimum, limits[-1].max(axis=0))
     tallies = [_Tally(series) for _ in LEVELS]
-    size = max(1, _BLOCK // len(small.s))
+    size = max(1, BLOCK // len(small.s))
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         _examine_block(small.take(rows[part]), rows[part], point[part], limits, tallies)
@@ -96,7 +96,7 @@ def f_quantile(level: float, freedom: Floats) -> Floats:
 def _net(problem: Problem, optimum: Optimum, limit: Floats) -> tuple[Index, Floats]:
     """Nodes that cover the admissible set: series ``[P]`` and places (u, v) ``[P, 2]``."""
     series = len(problem.y)
-    state = project(problem, *optimum.point.T)
+    state = project(problem, np.arange(series), optimum.point)
     spare = np.maximum(limit - 2 * state.value, 0.0)
     (huu, huv), (_, hvv) = state.hessian.transpose(1, 2, 0)
     huu = np.maximum(huu, 1e-300)
@@ -107,10 +107,12 @@ def _net(problem: Problem, optimum: Optimum, limit: Floats) -> tuple[Index, Floa
     near[:, :, 0] -= np.clip((huv / huu)[:, None] * reach[:, None] * _NEAR, -1.0, 1.0)
     near = np.clip(near, problem.low, problem.high)
     start = np.concatenate([optimum.valley, near], axis=1)
-    rows = np.repeat(np.arange(series), start.shape[1])
-    low, high = start.reshape(-1, 2).copy(), start.reshape(-1, 2).copy()
+    rows, start = np.repeat(np.arange(series), start.shape[1]), start.reshape(-1, 2)
+    hopeful = 2 * project(problem, rows, start).value <= 4 * limit[rows]
+    rows, start = rows[hopeful], start[hopeful]
+    low, high = start.copy(), start.copy()
     low[:, 0], high[:, 0] = problem.low[0], problem.high[0]
-    point, state = descend(problem, rows, start.reshape(-1, 2), low, high, 3)
+    point, state = descend(problem, rows, start, low, high, 2)
     spare = limit[rows] - 2 * state.value
     inside = spare >= 0
     rows, point, spare, state = rows[inside], point[inside], spare[inside], state.take(inside)

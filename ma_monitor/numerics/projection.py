@@ -40,6 +40,8 @@ RANK = 1e-9
 be so large that the curve, evaluated in floats, would be noise."""
 GRID = 36
 """Nodes of the grid in b and in c."""
+BLOCK = 24_000
+"""Floats in one array of a block of places: what a processor's cache holds of several such arrays."""
 _CHUNK = 2_000_000
 """Floats in the largest array of the grid stage; series beyond that are taken in turns."""
 
@@ -256,8 +258,23 @@ def columns(problem: Problem, u: Floats, v: Floats) -> Columns:
     return Columns(stack, share, np.stack([r01, r02, r11, r12 + rest, r22]), np.stack([g1, g2]))
 
 
-def project(problem: Problem, u: Floats, v: Floats) -> State:
-    """Value, exact gradient and exact Hessian of half the projected residual sum, at one (u, v) per series.
+def project(problem: Problem, rows: Index, point: Floats) -> State:
+    """Value, exact gradient and exact Hessian of half the projected residual sum.
+
+    Args:
+        problem: The problem.
+        rows: Series of each place, ``[P]``.
+        point: Places (u, v), ``[P, 2]``.
+    """
+    size = max(1, BLOCK // len(problem.s))
+    parts = [
+        _project_block(problem.take(rows[i : i + size]), *point[i : i + size].T) for i in range(0, len(rows), size)
+    ]
+    return State(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(State)))
+
+
+def _project_block(problem: Problem, u: Floats, v: Floats) -> State:
+    """``project`` for a block of places, one per series of the problem.
 
     With F(θ) = min over a of ½·|y - X(θ)a|² and fᵢ = (∂X/∂θᵢ)a: ∂F/∂θᵢ = -r·fᵢ, and the Hessian is the Schur complement
     of the full five-parameter one, fᵢ·fⱼ - r·fᵢⱼ - mᵢ·mⱼ with X = QR and mᵢ = Qᵀfᵢ - R⁻ᵀ(∂X/∂θᵢ)ᵀr.

@@ -24,7 +24,7 @@ from ma_monitor.numerics.projection import (
 
 POINTS = 400
 """Points that the search works on (bins beyond that); the final steps take them all."""
-_PATH_STEPS = 3
+_PATH_STEPS = 2
 _MINIMA, _BESIDE = 6, 2
 """Newton steps start from at most this many minima of the path, and this many nodes on both sides of the lowest."""
 _FINALISTS = 4
@@ -69,7 +69,7 @@ def solve(problem: Problem) -> Optimum:
     point, state = descend(problem, rows, point, problem.low, problem.high, 30, prune=True)
     rows, point = _best(rows, point, state, len(problem.y), 1)
     point = _try_zero(problem, point)
-    final = project(problem, point[:, 0], point[:, 1])
+    final = project(problem, rows, point)
     edge = np.any((point <= problem.low + 1e-9) | (point >= problem.high - 1e-9), axis=1)
     return Optimum(point, to_b(point[:, 0]), np.exp(point[:, 1]), final.coefficients, np.asarray(edge), valley)
 
@@ -81,9 +81,8 @@ def _valley(problem: Problem, residuals: Floats, b: Floats, c: Floats) -> tuple[
     that several minima lie between two nodes.
     """
     series, _, nodes = residuals.shape
-    best = residuals.argmin(axis=1)
     rows = np.repeat(np.arange(series), nodes)
-    point = np.stack([to_u(b)[best].ravel(), np.tile(np.log(c), series)], axis=1)
+    point = np.stack([_lowest(to_u(b), residuals).ravel(), np.tile(np.log(c), series)], axis=1)
     low, high = point.copy(), point.copy()
     low[:, 0], high[:, 0] = problem.low[0], problem.high[0]
     point, state = descend(problem, rows, point, low, high, _PATH_STEPS)
@@ -96,6 +95,17 @@ def _valley(problem: Problem, residuals: Floats, b: Floats, c: Floats) -> tuple[
     return rows[chosen.ravel()], point[chosen.ravel()], point.reshape(series, nodes, 2)
 
 
+def _lowest(u: Floats, residuals: Floats) -> Floats:
+    """The u ``[L, C]`` where the parabola through the lowest node and its neighbours along the axis ``B`` is lowest."""
+    middle = np.clip(residuals.argmin(axis=1), 1, len(u) - 2)
+    x0, x1, x2 = u[middle - 1], u[middle], u[middle + 1]
+    f0, f1, f2 = (np.take_along_axis(residuals, (middle + i)[:, None], axis=1)[:, 0] for i in (-1, 0, 1))
+    left, right = (f1 - f0) / (x1 - x0), (f2 - f1) / (x2 - x1)
+    bend = right - left
+    vertex = 0.5 * (x0 + x1) - 0.5 * left * (x2 - x0) / np.where(bend > 0, bend, 1.0)
+    return np.asarray(np.where(bend > 0, np.clip(vertex, x0, x2), u[residuals.argmin(axis=1)]))
+
+
 def _try_zero(problem: Problem, point: Floats) -> Floats:
     """Moves the series that ended on the lowest b searched to b = 0 where that is better."""
     rows = np.flatnonzero(point[:, 0] <= problem.low[0])
@@ -105,7 +115,7 @@ def _try_zero(problem: Problem, point: Floats) -> Floats:
     held = np.full(len(rows), problem.zero)
     low, high = (np.stack([held, np.full(len(rows), edge[1])], axis=1) for edge in (problem.low, problem.high))
     below, state = descend(problem, rows, below, low, high, 30)
-    better = state.value < project(problem.take(rows), *point[rows].T).value
+    better = state.value < project(problem, rows, point[rows]).value
     moved = point.copy()
     moved[rows[better]] = below[better]
     return moved
@@ -129,7 +139,7 @@ def descend(
     """
     point = np.clip(point, low, high)
     low, high = np.broadcast_to(low, point.shape), np.broadcast_to(high, point.shape)
-    state = project(problem.take(rows), point[:, 0], point[:, 1])
+    state = project(problem, rows, point)
     total = 0.5 * (problem.y**2).sum(axis=1)[rows]
     damping = np.full(len(rows), 1e-3)
     active = np.arange(len(rows))
@@ -144,7 +154,7 @@ def descend(
         if not len(active):
             break
         target = np.clip(point[active] + step, low[active], high[active])
-        trial = project(problem.take(rows[active]), target[:, 0], target[:, 1])
+        trial = project(problem, rows[active], target)
         better = trial.value < state.value[active]
         point[active[better]] = target[better]
         state.write(active[better], trial.take(better))
