@@ -92,7 +92,10 @@ def forecast_run(
 
 
 def _rates(plans: Sequence[Plan], plan: Plan, now: int) -> NDArray[np.float64] | None:
-    """``lr[s]`` as it was up to ``now``, then as ``plan`` has it: a resume does not change the past."""
+    """``lr[s]`` as it was up to ``now``, then as ``plan`` has it: a resume does not change the past.
+
+    None where no rate is known or all are 0: a clock that stands still carries no forecast.
+    """
     if plan.lr is None:
         return None
     rates = plan.lr.copy()
@@ -101,7 +104,7 @@ def _rates(plans: Sequence[Plan], plan: Plan, now: int) -> NDArray[np.float64] |
         if held.lr is not None:
             steps = done[held.from_step :]
             rates[steps] = held.lr[np.minimum(steps, held.lr.size - 1)]
-    return rates
+    return rates if rates.max() > 0 else None
 
 
 def _seen(run: Run, at: int | None) -> int:

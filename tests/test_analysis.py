@@ -55,6 +55,14 @@ def test_nothing_after_at_is_used(tmp_path: Path) -> None:
     assert analyse(long, at=31).fits_document() == analyse(short).fits_document()
 
 
+def test_rates_that_are_all_zero_are_no_clock(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, META, Plan(0, 60, np.zeros(61), None, "zero"))
+    for step in range(0, 40, 2):
+        run.append(made_up(step))
+    run.close()
+    assert forecast_run(Run.open(tmp_path)).clock == "step"
+
+
 def test_before_the_first_measurement_there_is_nothing_to_say(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", META, None)
     with pytest.raises(ConfigError, match="at or before step None; of run, it holds none"):

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ma_monitor.numerics.clock import Clock, learning_rate_clock, step_clock
 from ma_monitor.numerics.members import MIN_POINTS, member_names
-from ma_monitor.numerics.mixture import Mixture, make_mixture
+from ma_monitor.numerics.mixture import Mixture, make_mixture, noise_draws
 from ma_monitor.numerics.values import none_if_not_finite
 
 Floats = NDArray[np.float64]
@@ -29,6 +29,8 @@ NODES = 40
 """Equal parts of the time until the scheduled end in which peaks and crossings are told apart."""
 SMOOTH = 7
 """Points of the moving average of the past among which a peak is looked for."""
+RIVALS = 64
+"""At most so many past points are drawn from for the place of a past maximum."""
 LARGEST = 1e100
 """A ratio beyond this is not one; its square must fit a float."""
 UNBOUNDED = 100.0
@@ -300,18 +302,26 @@ def _asymptotes(mixture: Mixture) -> list[Asymptote]:
 
 
 def _peak(steps: Floats, past: Floats, noise: float, nodes: Floats, ahead: Floats) -> Peak:
-    """The maximum over the smoothed past ``[T]`` and every sampled future ``[nodes, P]``; all in ln ratio."""
+    """The maximum over the smoothed past ``[T]`` and every sampled future ``[nodes, P]``; all in ln ratio.
+
+    Where the past was highest is uncertain too: every point that may have been the highest, but for noise, counts as
+    often as drawn noise makes it so.
+    """
+    error = noise / np.sqrt(2 * _reach(past.size) + 1)  # standard errors of the smoothed points
     before = int(past.argmax())
+    margin = 3 * np.hypot(error, error[before])  # three standard errors of the difference to the highest
+    rivals = np.flatnonzero(past >= past[before] - margin)
+    rivals = rivals[np.unique(np.linspace(0, rivals.size - 1, RIVALS).astype(int))]
+    drawn = past[rivals, None] + error[rivals, None] * noise_draws(rivals.size, ahead.shape[1])
     highest = ahead.max(axis=0)
     later = highest > past[before]
-    step = np.where(later, nodes[ahead.argmax(axis=0)], steps[before])
+    step = np.where(later, nodes[ahead.argmax(axis=0)], steps[rivals[drawn.argmax(axis=0)]])
     end = float(nodes[-1])
     low, middle, high = (float(q) for q in np.quantile(step, (0.1, 0.5, 0.9), method="higher"))
     probability = float((step < end).mean())
     if middle >= end:
         return Peak(None, None, low if low < end else None, None, False, probability, "not_within_schedule")
-    margin = 3 * noise * np.sqrt(2 / SMOOTH)  # three standard errors of the difference of two smoothed points
-    rose, fell = past[before] - past[0] > margin, past[before] - past[-1] > margin
+    rose, fell = 0 not in rivals, past.size - 1 not in rivals
     status = "ahead" if middle > steps[-1] else "past" if rose else "none"
     if status == "none":
         return Peak(None, None, None, None, False, probability, status)
@@ -323,9 +333,14 @@ def _peak(steps: Floats, past: Floats, noise: float, nodes: Floats, ahead: Float
 def _smoothed(log_values: Floats) -> Floats:
     """Centred moving average of ``SMOOTH`` points, of fewer at both ends, ``[L, T]``."""
     total = np.cumsum(np.pad(log_values, ((0, 0), (1, 0))), axis=1)
-    at = np.arange(log_values.shape[1])
-    reach = np.minimum(np.minimum(at, at[::-1]), SMOOTH // 2)
+    at, reach = np.arange(log_values.shape[1]), _reach(log_values.shape[1])
     return np.asarray((total[:, at + reach + 1] - total[:, at - reach]) / (2 * reach + 1))
+
+
+def _reach(points: int) -> NDArray[np.int64]:
+    """How many neighbours on either side the moving average takes, ``[T]``."""
+    at = np.arange(points)
+    return np.asarray(np.minimum(np.minimum(at, at[::-1]), SMOOTH // 2))
 
 
 def _crossing(steps: Floats, seen: Floats, nodes: Floats, ahead: Floats, threshold: float) -> Crossing:
