@@ -139,11 +139,11 @@ def to_b(u: Floats) -> Floats:
     return np.asarray(_B_KNEE * np.expm1(u))
 
 
-def grid_nodes(problem: Problem) -> tuple[Floats, Floats]:
-    """Nodes in b ``[B]`` (both edges; the first stands for 0) and in c ``[C]`` (log-spaced over its range)."""
+def grid_nodes(problem: Problem, size: int) -> tuple[Floats, Floats]:
+    """Nodes in b ``[B]`` (both edges; the first stands for 0) and in c ``[C]``, log-spaced, ``size`` of each."""
     low, high = float(to_b(problem.low[0])), float(to_b(problem.high[0]))
-    spread = np.geomspace(min(0.02, high / 2), high, GRID - 1)
-    return np.concatenate([[low], spread]), np.geomspace(C_MIN, C_MAX, GRID)
+    spread = np.geomspace(min(0.02, high / 2), high, size - 1)
+    return np.concatenate([[low], spread]), np.geomspace(C_MIN, C_MAX, size)
 
 
 def grid_residuals(problem: Problem, b: Floats, c: Floats) -> Floats:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.numerics.projection import (
+    GRID,
     Floats,
     Index,
     Problem,
@@ -28,6 +29,9 @@ _PATH_STEPS = 2
 _MINIMA, _BESIDE = 6, 2
 """Newton steps start from at most this many minima of the path, and this many nodes on both sides of the lowest."""
 _FINALISTS = 4
+_SHARP, _SHARP_DENSITY = 1e-4, 3
+"""Where less than this share of the variance is left (hardly any noise), basins are narrow and lie close together: the
+valley is then followed on a denser grid, and every node is started from."""
 _STEP_MAX = np.array([1.0, 2.0])
 
 
@@ -61,10 +65,18 @@ def solve(problem: Problem) -> Optimum:
     first (the valley is sharp in b, shallow in c); the lowest minima along that path are where the Newton steps start.
     """
     small = problem.binned(POINTS)
-    b_nodes, c_nodes = grid_nodes(small)
-    residuals = grid_residuals(small, b_nodes, c_nodes)
-    rows, point, valley = _valley(small, residuals, b_nodes, c_nodes)
+    valley, value = _valley(small, GRID)
+    rows, nodes = np.nonzero(_promising(value))
+    point = valley[rows, nodes]
     point, state = descend(small, rows, point, small.low, small.high, 30, prune=True)
+    best = np.full(len(problem.y), np.inf)
+    np.minimum.at(best, rows, state.value)
+    sharp = np.flatnonzero(2 * best < _SHARP * (small.y**2).sum(axis=1))
+    if len(sharp):
+        dense, _ = _valley(small.take(sharp), _SHARP_DENSITY * GRID)
+        rows = np.concatenate([rows, np.repeat(sharp, dense.shape[1])])
+        point = np.concatenate([point, dense.reshape(-1, 2)])
+        point, state = descend(small, rows, point, small.low, small.high, 30, prune=True)
     rows, point = _best(rows, point, state, len(problem.y), _FINALISTS)
     point, state = descend(problem, rows, point, problem.low, problem.high, 30, prune=True)
     rows, point = _best(rows, point, state, len(problem.y), 1)
@@ -74,25 +86,29 @@ def solve(problem: Problem) -> Optimum:
     return Optimum(point, to_b(point[:, 0]), np.exp(point[:, 1]), final.coefficients, np.asarray(edge), valley)
 
 
-def _valley(problem: Problem, residuals: Floats, b: Floats, c: Floats) -> tuple[Index, Floats, Floats]:
-    """The path of the best b for each c, ``[L, C, 2]``, and places to start from: series ``[P]``, points ``[P, 2]``.
-
-    Those are the path's lowest local minima, and the nodes on both sides of its lowest: the valley may bend so sharply
-    that several minima lie between two nodes.
-    """
-    series, _, nodes = residuals.shape
-    rows = np.repeat(np.arange(series), nodes)
-    point = np.stack([_lowest(to_u(b), residuals).ravel(), np.tile(np.log(c), series)], axis=1)
+def _valley(problem: Problem, size: int) -> tuple[Floats, Floats]:
+    """The best b for each of ``size`` nodes in c: places (u, v) ``[L, C, 2]`` and half the residual sums ``[L, C]``."""
+    b, c = grid_nodes(problem, size)
+    series = len(problem.y)
+    rows = np.repeat(np.arange(series), size)
+    u = _lowest(to_u(b), grid_residuals(problem, b, c))
+    point = np.stack([u.ravel(), np.tile(np.log(c), series)], axis=1)
     low, high = point.copy(), point.copy()
     low[:, 0], high[:, 0] = problem.low[0], problem.high[0]
     point, state = descend(problem, rows, point, low, high, _PATH_STEPS)
-    value = state.value.reshape(series, nodes)
+    return point.reshape(series, size, 2), state.value.reshape(series, size)
+
+
+def _promising(value: Floats) -> NDArray[np.bool_]:
+    """Nodes of the valley ``[L, C]`` to start from: its lowest local minima, and some on both sides of the lowest.
+
+    The valley may bend so sharply that several minima lie between two nodes.
+    """
     padded = np.pad(value, ((0, 0), (1, 1)), constant_values=np.inf)
     minimum = (value <= padded[:, :-2]) & (value <= padded[:, 2:])
-    ranked = np.where(minimum, value, np.inf)
-    chosen = minimum & (np.argsort(np.argsort(ranked, axis=1, kind="stable"), axis=1) < _MINIMA)
-    chosen |= np.abs(np.arange(nodes) - value.argmin(axis=1)[:, None]) <= _BESIDE
-    return rows[chosen.ravel()], point[chosen.ravel()], point.reshape(series, nodes, 2)
+    rank = np.argsort(np.argsort(np.where(minimum, value, np.inf), axis=1, kind="stable"), axis=1)
+    beside = np.abs(np.arange(value.shape[1]) - value.argmin(axis=1)[:, None]) <= _BESIDE
+    return np.asarray((minimum & (rank < _MINIMA)) | beside)
 
 
 def _lowest(u: Floats, residuals: Floats) -> Floats:
