@@ -97,11 +97,12 @@ class Problem:
         if len(self.s) <= most:
             return self
         gap = np.diff(np.log(np.maximum(self.s, self.s[self.s > 0][0])))
-        width = np.sort(gap)[::-1]
-        # Gaps wider than a bin stay, the others share the rest of the bins: the narrowest width for which that fits.
-        wide = int(np.argmax(width[:-1] * (most - np.arange(1, len(width))) <= width[::-1].cumsum()[::-1][1:]))
-        cell = np.cumsum(np.minimum(gap / max(width[wide:].sum() / (most - wide), 1e-300), 1.0))
-        starts = np.flatnonzero(np.diff(np.floor(np.concatenate([[-1.0], [0.0], 1e-9 + cell]))))
+        low, high = 0.0, float(gap.sum())  # of a bin's width in ln(s); a gap wider than that stays as it is
+        for _ in range(50):
+            width = 0.5 * (low + high)
+            low, high = (width, high) if np.minimum(gap / width, 1.0).sum() > most else (low, width)
+        cell = np.floor(np.cumsum(np.minimum(gap / high, 1.0)) + 1e-9)
+        starts = 1 + np.flatnonzero(np.diff(cell, prepend=0.0))
         starts = np.union1d(starts, [0, 1, len(self.s) - 1])
         weight = np.add.reduceat(self.root**2, starts, axis=1)
         mean = self.root.mean(axis=0) ** 2
