@@ -106,9 +106,10 @@ def fit_group(t: Floats, y: Floats, weights: Floats | None) -> Group:
     _, first, second = best.coefficients.T
     a1 = second * growth
     a2 = -(first + second * np.log(best.c * problem.last)) * growth
-    shape = evaluate(t, *(column[:, None] for column in (beta, tau0, a1, a2, np.zeros_like(a1))))
-    # The free constant takes up the rounding of A2, which near b = 0 is far larger than the series.
-    k = (problem.root**2 * (y - shape)).sum(axis=1)
+    # A2 and K nearly cancel as b goes to 0 and are then far larger than the series: K is fitted last, to what is left.
+    near = np.where(best.b < 1, -a2, 0.0)
+    shape = evaluate(t, *(column[:, None] for column in (beta, tau0, a1, a2, near)))
+    k = (problem.root**2 * (y - shape)).sum(axis=1) + near
     parameters = np.stack([beta, tau0, a1, a2, k])
     return Group(problem, best, parameters, y - evaluate(t, *parameters[:, :, None]))
 

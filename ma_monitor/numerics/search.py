@@ -29,6 +29,8 @@ _PATH_STEPS = 2
 _MINIMA, _BESIDE = 6, 2
 """Newton steps start from at most this many minima of the path, and this many nodes on both sides of the lowest."""
 _FINALISTS = 4
+_HARDLY_ANY = 1e-2
+"""Up to this b times the window's length, b = 0 is tried too."""
 _SHARP, _SHARP_DENSITY = 1e-4, 3
 """Where less than this share of the variance is left (hardly any noise), basins are narrow and lie close together: the
 valley is then followed on a denser grid, and every node is started from."""
@@ -123,8 +125,8 @@ def _lowest(u: Floats, residuals: Floats) -> Floats:
 
 
 def _try_zero(problem: Problem, point: Floats) -> Floats:
-    """Moves the series that ended on the lowest b searched to b = 0 where that is better."""
-    rows = np.flatnonzero(point[:, 0] <= problem.low[0])
+    """Moves the series that ended at hardly any decay to b = 0 where that is better."""
+    rows = np.flatnonzero(to_b(point[:, 0]) * problem.s[-1] <= _HARDLY_ANY)
     if not len(rows):
         return point
     below = np.stack([np.full(len(rows), problem.zero), point[rows, 1]], axis=1)
