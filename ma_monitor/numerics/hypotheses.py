@@ -88,12 +88,9 @@ def _critically_damped(s: Floats, omega: Floats) -> Floats:
     return np.asarray(1 - np.exp(-omega * s) * (1 + omega * s))
 
 
-def _overdamped(s: Floats, omega: Floats, beyond: Floats) -> Floats:
-    """Eq. 18 with ζ = 1 + ``beyond``; r₁ = -ω/(ζ + √(ζ² - 1)), which does not cancel."""
-    spread = np.sqrt(beyond * (2 + beyond))
-    fast = -omega * (1 + beyond + spread)
-    slow = -omega / (1 + beyond + spread)
-    return np.asarray(1 - (fast * np.exp(slow * s) - slow * np.exp(fast * s)) / (fast - slow))
+def _overdamped(s: Floats, slow: Floats, ratio: Floats) -> Floats:
+    """Eq. 18 by its two rates, -r₁ = ``slow`` and -r₂ = ``slow·ratio``: along ωₙ and ζ the valley is bent and long."""
+    return np.asarray(1 - (ratio * np.exp(-slow * s) - np.exp(-slow * ratio * s)) / (ratio - 1))
 
 
 def _logarithm(s: Floats, tau: Floats) -> Floats:
@@ -112,17 +109,17 @@ def _families() -> tuple[_Family, ...]:
 
     tau = _Axis("tau", -5.0, 2.0, 71, time=1)
     omega = _Axis("omega", -2.0, 5.0, 71, time=-1)
-    omega_slow = _Axis("omega", -2.0, 5.0, 36, time=-1)
+    slow = _Axis("rate", -3.0, 5.0, 41, time=-1)
+    ratio = _Axis("ratio", 0.02, 6.0, 16)
     omega_swinging = _Axis("omega", -1.0, 4.0, 101, time=-1)
     zeta = _Axis("zeta", 0.0, 0.999, 9, power_of_ten=False)
-    beyond = _Axis("zeta_minus_1", -3.0, 2.0, 16)
     start = _Axis("tau", -6.0, 1.5, 39, time=1)
     exponent = _Axis("exponent", -3.0, 3.0, 13, power_of_ten=False)
     return (
         _Family(both("first_order"), (tau,), _first_order),
         _Family(both("second_order_underdamped"), (omega_swinging, zeta), _underdamped),
         _Family(both("second_order_critically_damped"), (omega,), _critically_damped),
-        _Family(both("second_order_overdamped"), (omega_slow, beyond), _overdamped),
+        _Family(both("second_order_overdamped"), (slow, ratio), _overdamped),
         _Family({"logarithm": True}, (start,), _logarithm),
         _Family({"power_law": True}, (start, exponent), _power),
     )
@@ -241,6 +238,9 @@ def _in_units(name: str, family: _Family, best: _Best, scale: Floats, last: floa
     parameters = {"amplitude": best.amplitude * scale}
     for i, axis in enumerate(family.axes):
         parameters[axis.name] = axis.value(best.coordinates[:, i]) * last**axis.time
+    if "ratio" in parameters:
+        rate, ratio = parameters.pop("rate"), parameters.pop("ratio")
+        parameters |= {"omega": rate * np.sqrt(ratio), "zeta": (1 + ratio) / (2 * np.sqrt(ratio))}
     if best.offset is not None:
         parameters["offset"] = best.offset * scale
     return HypothesisFits(name, len(parameters), parameters, best.sse * scale**2)

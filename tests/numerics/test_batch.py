@@ -192,7 +192,7 @@ def noisy(draw: st.DrawFn) -> tuple[Floats, Floats]:
 
 
 class TestInvariance:
-    """The residual sum follows exactly; the curve where the optimum is a single one, so it is the sum that is tested."""
+    """The residual sum follows; the curve does where the optimum is a single one, so the sum is what is tested."""
 
     @settings(max_examples=40)
     @given(noisy(), st.floats(-30, 30))
