@@ -22,9 +22,11 @@ class TrajectoryClass(str, Enum):
     Decided by all curves that the data admit at the 80 % level (see ``profile``), not by the best one. What the data
     must show for each:
 
-    * ``early_peak``: every admissible curve rises, has its maximum strictly inside the window, and falls at its end.
-    * ``log_increase``: every admissible curve is largest at the last step (an early dip does not matter).
-    * ``decay``: every admissible curve is largest at the first step (a late trough does not matter).
+    * ``early_peak``: every admissible curve has its maximum inside the window, above both ends of it by at least 5 % of
+      the curve's range: the rise and some of the fall have been seen.
+    * ``log_increase``: every admissible curve is largest at the last step, or falls from its maximum by less than that
+      (a plateau is no peak; an early dip does not matter).
+    * ``decay``: every admissible curve is largest at the first step, likewise.
     * ``flat``: the change over the window is surely below 10 % of the level.
     * ``settled``: flat, and large: at least 20, where untrained models measure 6 to 8.
     * ``undetermined``: the admissible curves disagree, or there are too few points for any to be ruled out. More

@@ -257,9 +257,8 @@ def _fit_moving(t: Floats, y: Floats, whole: bool, total_steps: float | None) ->
     total = ((group.problem.y / group.problem.root) ** 2).sum(axis=1)
     criterion = aicc(sse, PARAMETERS, len(t), effective)
     judged = _Judged(t, scale, total, effective)
-    change = np.where(
-        judged.criterion(others[0]) <= np.fmin(criterion, np.inf), _trend_bound(t, group, effective), evidence.change
-    )
+    constant_does = judged.criterion(others[0]) <= criterion
+    change = np.where(constant_does, _trend_bound(group, effective), evidence.change)
     classes = classify(evidence, change * scale, group.problem.mean)
     fits = []
     for row in range(len(y)):
@@ -314,7 +313,7 @@ class _Judged:
         return Hypothesis(none_if_not_finite(r2), none_if_not_finite(criterion), parameters)
 
 
-def _trend_bound(t: Floats, group: Group, effective: Floats) -> Floats:
+def _trend_bound(group: Group, effective: Floats) -> Floats:
     """Largest change over the window that a straight or logarithmic trend may hide, ``[L]``, in scaled units.
 
     For series in which a constant explains all there is: the curve's own bound would follow single noisy points.

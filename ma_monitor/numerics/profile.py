@@ -28,6 +28,8 @@ _NEAR = np.linspace(-1.6, 1.6, 21)
 """Nodes around the optimum, in half widths of the interval that the curvature there suggests."""
 _ACROSS = np.linspace(-1.0, 1.0, 11)
 """Nodes across the valley, in half widths of the admissible set there."""
+MATERIAL = 0.05
+"""A maximum inside the window counts as one where it stands out above both ends by this share of the curve's range."""
 _ANGLES = np.linspace(-1.0, 1.0, 15)
 """Directions tried within the admissible arc, in half widths of it."""
 _PROBES = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 0.6])
@@ -47,9 +49,9 @@ class Evidence:
         peak_time: Earliest and latest maximum, as a share s of T since t_min, ``[2, L]``; infinite where some
             admissible curve never turns, below 0 where one falls from the start.
         peak_height: Lowest and highest maximum, ``[2, L]``.
-        highest_first: Some admissible curve is largest at the first point.
-        highest_inside: Some admissible curve rises, then falls, within the window.
-        highest_last: Some admissible curve is largest at the last point.
+        highest_first: Some admissible curve is largest at the first point (but for less than ``MATERIAL``).
+        highest_inside: Some admissible curve stands out inside the window.
+        highest_last: Some admissible curve is largest at the last point (but for less than ``MATERIAL``).
         change: Upper bound of the change between the end and any earlier time.
     """
 
@@ -217,14 +219,17 @@ class _Node:
         angle = np.arctan2(self.along[1], self.along[0]) + half * _ANGLES[:, None]
         a2 = np.sin(angle) / r22
         a1 = (np.cos(angle) - r12 * a2) / r11
+        at = self.peak_time(a1, a2)
         first, last = self.basis(np.full_like(self.b, end))
-        rises_first = self.b * a1 + a2 / self.c > 0
-        rises_last = self.b * a1 + a2 * (1 / (end + self.c) - self.b * np.log1p(end / self.c)) > 0
-        higher_last = a1 * first + a2 * last > 0
-        inside = rises_first & ~rises_last
-        at_end = (rises_first & rises_last) | (~rises_first & rises_last & higher_last)
-        time = np.where(a2 > 0, self.peak_time(a1, a2), np.where(at_end, np.inf, -np.inf))
-        return time.min(axis=0), time.max(axis=0), tuple(f.any(axis=0) for f in (~inside & ~at_end, inside, at_end))
+        final = a1 * first + a2 * last  # relative to the start, as is all of what follows
+        first, last = self.basis(np.where((at > 0) & (at < end), at, np.nan))
+        turn = a1 * first + a2 * last
+        highest, lowest = np.fmax(np.maximum(final, 0.0), turn), np.fmin(np.minimum(final, 0.0), turn)
+        lead = MATERIAL * (highest - lowest)
+        inside = highest - np.maximum(final, 0.0) > lead
+        shapes = (~inside & (final <= 0)), inside, (~inside & (final > 0))
+        time = np.where(a2 > 0, at, np.where(final > 0, np.inf, -np.inf))
+        return time.min(axis=0), time.max(axis=0), tuple(shape.any(axis=0) for shape in shapes)
 
     def height(self) -> tuple[Floats, Floats]:
         """Lowest and highest admissible maximum: that of the node's own best curve, to first order; NaN if it has none.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import differential_evolution
+from scipy.optimize import Bounds, differential_evolution
 
 from ma_monitor.numerics.batch import fit_curves
 from ma_monitor.numerics.curve import Curve, evaluate
@@ -32,8 +32,10 @@ def projected(place: Floats, t: Floats, y: Floats) -> float:
 
 def reference(t: Floats, y: Floats) -> float:
     """Residual sum that differential evolution reaches in the same box."""
-    box = [(-9, 3), (np.log10(C_MIN), np.log10(C_MAX))]
-    result = differential_evolution(projected, box, args=(t, y - y.mean()), seed=0, tol=1e-10, maxiter=150)
+    box = [(-9.0, 3.0), (float(np.log10(C_MIN)), float(np.log10(C_MAX)))]
+    result = differential_evolution(
+        projected, Bounds(*np.transpose(box)), args=(t, y - y.mean()), seed=0, tol=1e-10, maxiter=150
+    )
     return float(result.fun)
 
 
@@ -42,7 +44,7 @@ def times(kind: str, points: int) -> Floats:
 
 
 def shape(kind: str, s: Floats) -> Floats:
-    return {
+    values = {
         "early peak": 6 + 90 * np.exp(-8 * s) * (np.log(s + 0.01) + 4.6),
         "log increase": 6 + 5 * np.log(s / 0.01 + 1),
         "decay": 5 + 20 * np.exp(-12 * s),
@@ -50,7 +52,8 @@ def shape(kind: str, s: Floats) -> Floats:
         "line": 3 + 4 * s,
         "constant": np.full_like(s, 30.0),
         "step": np.where(s < 0.3, 5.0, 9.0),
-    }[kind]
+    }
+    return np.asarray(values[kind], dtype=np.float64)
 
 
 class TestOptimum:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import differential_evolution
+from scipy.optimize import Bounds, differential_evolution
 
 from ma_monitor.numerics.hypotheses import HypothesisFits, aicc, fit_hypotheses
 from ma_monitor.numerics.projection import Floats
@@ -113,8 +113,8 @@ class TestSearch:
             columns = np.stack(design, axis=1)
             return float(((y - columns @ np.linalg.lstsq(columns, y, rcond=None)[0]) ** 2).sum())
 
-        box = [(-1, 4), (0, 0.999)] if name.endswith("underdamped") else [(-2, 5), (-2, 2)]
-        slow = differential_evolution(residual, box, seed=0, maxiter=60)
+        box = [(-1.0, 4.0), (0.0, 0.999)] if name.endswith("underdamped") else [(-2.0, 5.0), (-2.0, 2.0)]
+        slow = differential_evolution(residual, Bounds(*np.transpose(box)), seed=0, maxiter=60)
         fit = by_name(y)[name + ("_offset" if offset else "")]
         assert left(fit, y) <= slow.fun / ((y - y.mean()) ** 2).sum() + R2_ROOM
 
