@@ -32,10 +32,8 @@ def projected(place: Floats, t: Floats, y: Floats) -> float:
 
 def reference(t: Floats, y: Floats) -> float:
     """Residual sum that differential evolution reaches in the same box."""
-    box = [(-9.0, 3.0), (float(np.log10(C_MIN)), float(np.log10(C_MAX)))]
-    result = differential_evolution(
-        projected, Bounds(*np.transpose(box)), args=(t, y - y.mean()), seed=0, tol=1e-10, maxiter=150
-    )
+    box = Bounds([-9.0, np.log10(C_MIN)], [3.0, np.log10(C_MAX)])
+    result = differential_evolution(projected, box, args=(t, y - y.mean()), seed=0, tol=1e-10, maxiter=150)
     return float(result.fun)
 
 
