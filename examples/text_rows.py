@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from datasets import IterableDataset, load_dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 DOCUMENTATION = (".rst", ".md", ".txt")
-DOCSTRING = re.compile(r'"""(.{100,}?)"""', re.DOTALL)
+DOCSTRING = re.compile(r'"""(.+?)"""', re.DOTALL)
+TELLING = 100
+"""Characters of the shortest docstring that is taken."""
 SMALLEST, LARGEST = 1_000, 300_000
 """Bytes of a file that is read: what is smaller says little, what is larger is mostly tables."""
 HELD_OUT = 30
@@ -65,9 +66,11 @@ def hub_text(
         vocabulary: Tokens of a tokenizer that is trained.
         seed: Of the order of the documents.
     """
+    from datasets import load_dataset  # takes seconds, and only a stream needs it
+
     name, _, configuration = dataset.partition(":")
     splits = load_dataset(name, configuration or None, streaming=True)
-    stream: IterableDataset = splits["train"] if "train" in splits else next(iter(splits.values()))
+    stream = splits["train"] if "train" in splits else next(iter(splits.values()))
     example = next(iter(stream))
     column = column or text_column(example)
     if column not in example:
@@ -151,7 +154,8 @@ def _files() -> Iterator[Path]:
 def _documentation(path: Path) -> str:
     text = path.read_text(encoding="utf-8", errors="replace")
     if path.suffix == ".py":
-        text = "\n\n".join(docstring.strip() for docstring in DOCSTRING.findall(text))
+        docstrings = (docstring.strip() for docstring in DOCSTRING.findall(text))
+        text = "\n\n".join(docstring for docstring in docstrings if len(docstring) >= TELLING)
     return text if len(text) > SMALLEST else ""
 
 

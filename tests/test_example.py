@@ -59,6 +59,18 @@ def test_text_of_this_machine_is_found_in_the_same_order_and_each_once(text_rows
     assert sum(map(len, documents[:-1])) < 0.3e6
 
 
+def test_of_a_module_only_the_longer_docstrings_are_taken(text_rows: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    quotes, long = '"' * 3, SENTENCE * 15
+    path.write_text(f"{quotes}Short.{quotes}\nimport os\n\ndef f():\n    {quotes}{long}{quotes}\n", encoding="utf-8")
+    assert text_rows._documentation(path) == long
+    path.write_text("import os\n" * 200)
+    assert text_rows._documentation(path) == ""
+    readme = path.with_suffix(".md")
+    readme.write_text(long, encoding="utf-8")
+    assert text_rows._documentation(readme) == long
+
+
 def test_the_tokenizer_loses_nothing_and_keeps_to_its_size(text_rows: ModuleType) -> None:
     tokenizer = text_rows.train_tokenizer(text_rows.local_documents(0.1), 500)
     assert len(tokenizer) == 500
