@@ -15,8 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ma_monitor.analysis import Analysis, analyse
-from ma_monitor.cli.demo import recorded_file
-from ma_monitor.runs.published import import_run
+from ma_monitor.cli.__main__ import main as command
 from ma_monitor.runs.store import Run
 
 IMAGES = Path(__file__).parent / "images"
@@ -47,8 +46,8 @@ def draw(run: Run, half: Analysis, whole: Analysis, layer: int, axes: Axes) -> N
 def main() -> None:
     """Writes ``images/forecast.png``."""
     with tempfile.TemporaryDirectory() as folder:
-        (imported,) = import_run(recorded_file(), Path(folder) / "run")
-        run = Run.open(imported.path)
+        command(["demo", "--out", f"{folder}/run"])
+        run = Run.open(f"{folder}/run")
         half, whole = analyse(run, at=int(run.steps[-1]) // 2), analyse(run)
         figure, grid = plt.subplots(2, 3, figsize=(10, 4.6), sharex=True, layout="constrained")
         for layer, axes in zip(run.layers, grid.flat, strict=True):
