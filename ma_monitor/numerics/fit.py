@@ -18,7 +18,7 @@ from ma_monitor.numerics.batch import MIN_POINTS, CurveFits, Group, fit_curves, 
 from ma_monitor.numerics.classes import TrajectoryClass, classify
 from ma_monitor.numerics.curve import Curve
 from ma_monitor.numerics.hypotheses import HypothesisFits, aicc, fit_hypotheses
-from ma_monitor.numerics.noise import PARAMETERS, effective_points
+from ma_monitor.numerics.noise import PARAMETERS, effective_points, noise_variance
 from ma_monitor.numerics.profile import LEVELS, Evidence, examine, f_quantile
 from ma_monitor.numerics.projection import Floats, Problem
 from ma_monitor.numerics.values import none_if_not_finite
@@ -250,10 +250,12 @@ def _fit_moving(t: Floats, y: Floats, whole: bool, total_steps: float | None) ->
     """Fits layers whose values differ."""
     group = fit_group(t, y, None)
     scale = group.problem.scale
-    effective = effective_points(t, group.residual / scale[:, None])
-    evidence, wide = examine(group.problem, group.optimum, effective)
+    residual = group.residual / scale[:, None]
+    variance = noise_variance(group.problem, residual)
+    effective = effective_points(t, residual / np.sqrt(variance))
+    evidence, wide = examine(group.problem, group.optimum, effective, variance)
     others = fit_hypotheses(t, y / scale[:, None])
-    sse = ((group.residual / scale[:, None]) ** 2).sum(axis=1)
+    sse = (residual**2).sum(axis=1)
     total = ((group.problem.y / group.problem.root) ** 2).sum(axis=1)
     criterion = aicc(sse, PARAMETERS, len(t), effective)
     judged = _Judged(t, scale, total, effective)

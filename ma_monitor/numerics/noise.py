@@ -14,15 +14,34 @@ _LEAST_LEVEL = 0.05
 """Levels below this share of the highest count as that much, where noise is taken to grow with the level."""
 
 
-def effective_points(t: Floats, residual: Floats) -> Floats:
+def noise_variance(problem: Problem, residual: Floats) -> Floats:
+    """Noise variance at each point relative to its mean, ``[L, n]``, from the scaled residuals ``[L, n]`` of the fit.
+
+    A ratio's noise is often proportional to it. The variance is a mixture of an even one and one that grows with the
+    square of the fitted level, by the likelihood that each gives the residuals.
+    """
+    weights = problem.root**2
+    level = np.abs(problem.mean[:, None] + problem.scale[:, None] * (problem.y / problem.root - residual))
+    level = np.maximum(level, _LEAST_LEVEL * level.max(axis=1, keepdims=True))
+    level /= level.max(axis=1, keepdims=True)
+    tiny = np.finfo(float).tiny
+    even = np.log((weights * residual**2).sum(axis=1) + tiny)
+    growing = np.log((weights * (residual / level) ** 2).sum(axis=1) + tiny)
+    growing += 2 * (weights * np.log(level)).sum(axis=1)
+    points = len(np.unique(problem.s))
+    share = 1 / (1 + np.exp(np.clip(0.5 * points * (growing - even), -50, 50)))[:, None]
+    return np.asarray(1 - share + share * level**2 / (weights * level**2).sum(axis=1, keepdims=True))
+
+
+def effective_points(s: Floats, residual: Floats) -> Floats:
     """Number of independent points worth as much as these: n·(1 - ρ)/(1 + ρ), ``[L]``.
 
-    ρ is the correlation of neighbouring errors. That of the residuals ``[L, n]`` is lower: each of the curve's five
-    parameters takes up a share φ/5 = (1 + ρ)/(1 - ρ)/n of the slow part of the noise, so that theirs is
-    (ρ - φ)/(1 - φ). This is inverted; ρ is never below 0. Points at equal times count as one.
+    ρ is the correlation of neighbouring errors. That of the residuals ``[L, n]`` (each in units of its own noise) is
+    lower: each of the curve's five parameters takes up a share φ/5 = (1 + ρ)/(1 - ρ)/n of the slow part of the noise,
+    so that theirs is (ρ - φ)/(1 - φ). This is inverted; ρ is never below 0. Points at equal times s count as one.
     """
-    _, start = np.unique(t, return_index=True)
-    count = np.diff(np.append(start, len(t)))
+    _, start = np.unique(s, return_index=True)
+    count = np.diff(np.append(start, len(s)))
     residual = np.add.reduceat(residual, start, axis=1) / count
     n = len(count)
     square = (residual**2).sum(axis=1)
@@ -34,24 +53,20 @@ def effective_points(t: Floats, residual: Floats) -> Floats:
     return np.asarray(n * (1 - rho) / (1 + rho))
 
 
-def noise_factors(problem: Problem, point: Floats, coefficients: Floats, effective: Floats) -> Floats:
+def noise_factors(problem: Problem, point: Floats, coefficients: Floats, variance: Floats) -> Floats:
     """How much larger than under even noise the variances of K, of the peak's step and of its height are, ``[3, L]``.
 
-    A ratio's noise is often proportional to it, so what hangs on the high points is less certain than an unweighted
-    fit's formulas say. The variance at each point is taken as a mixture of an even one and one that grows with the
-    square of the fitted level, by their likelihoods; the factor is its mean under the squared influence of the points.
+    What hangs on the noisier points is less certain than an unweighted fit's formulas say. The factor is the mean of
+    the noise's variance under the squared influence of the points.
 
     Args:
         problem: The problem, of ``L`` series.
         point: Optimum (u, v), ``[L, 2]``.
         coefficients: a0, a1, a2, ``[L, 3]``.
-        effective: Effective number of points, ``[L]``.
+        variance: Relative noise variance at each point, ``[L, n]``.
     """
     b, c = to_b(point[:, 0]), np.exp(point[:, 1])
-    rows = _jacobian(problem.s, b, c, coefficients)
-    fitted = (rows[:, :, :3] @ coefficients[:, :, None])[..., 0]
-    variance = _variance(problem, fitted, effective)
-    weighted = rows * problem.root[:, :, None]
+    weighted = _jacobian(problem.s, b, c, coefficients) * problem.root[:, :, None]
     size = np.linalg.norm(weighted, axis=1, keepdims=True)
     weighted /= np.where(size > 0, size, 1.0)
     inverse = np.linalg.pinv(weighted.transpose(0, 2, 1) @ weighted, rcond=1e-10, hermitian=True)
@@ -62,21 +77,6 @@ def noise_factors(problem: Problem, point: Floats, coefficients: Floats, effecti
         share = (influence**2 * variance).sum(axis=1) / np.where(total > 0, total, 1.0)
         factors.append(np.where(total > 0, share, 1.0))
     return np.stack(factors)
-
-
-def _variance(problem: Problem, fitted: Floats, effective: Floats) -> Floats:
-    """Noise variance at each point relative to its mean, ``[L, n]``."""
-    weights = problem.root**2
-    square = (problem.y / problem.root - fitted) ** 2
-    level = np.abs(problem.mean[:, None] + problem.scale[:, None] * fitted)
-    level = np.maximum(level, _LEAST_LEVEL * level.max(axis=1, keepdims=True))
-    level /= level.max(axis=1, keepdims=True)
-    tiny = np.finfo(float).tiny
-    even = np.log((weights * square).sum(axis=1) + tiny)
-    proportional = np.log((weights * square / level**2).sum(axis=1) + tiny) + 2 * (weights * np.log(level)).sum(axis=1)
-    share = 1 / (1 + np.exp(np.clip(0.5 * effective * (proportional - even), -50, 50)))[:, None]
-    growing = level**2 / (weights * level**2).sum(axis=1, keepdims=True)
-    return np.asarray(1 - share + share * growing)
 
 
 def _jacobian(s: Floats, b: Floats, c: Floats, coefficients: Floats) -> Floats:

@@ -24,9 +24,10 @@ LEVELS = 0.8, 0.95
 as identified; else those narrow by luck would be picked out, and hold the truth far less often than they claim."""
 _POINTS = 200
 """Points that the profile works on (bins beyond that): an interval needs fewer digits than an optimum."""
-_NEAR = np.linspace(-1.6, 1.6, 21)
-"""Nodes around the optimum, in half widths of the interval that the curvature there suggests."""
-_ACROSS = np.linspace(-1.0, 1.0, 11)
+_NEAR = 1.6 * np.sinh(np.linspace(-2.5, 2.5, 21)) / np.sinh(2.5)
+"""Nodes around the optimum, in half widths of the interval that the curvature there suggests: the nearer, the closer
+together, since the admissible sets of the quantities differ in size."""
+_ACROSS = np.sinh(np.linspace(-2.0, 2.0, 11)) / np.sinh(2.0)
 """Nodes across the valley, in half widths of the admissible set there."""
 MATERIAL = 0.05
 """A maximum inside the window counts as one where it stands out above both ends by this share of the curve's range."""
@@ -64,20 +65,22 @@ class Evidence:
     change: Floats
 
 
-def examine(problem: Problem, optimum: Optimum, effective: Floats) -> tuple[Evidence, ...]:
+def examine(problem: Problem, optimum: Optimum, effective: Floats, variance: Floats) -> tuple[Evidence, ...]:
     """Walks the admissible sets of every series: one result for each of ``LEVELS``.
 
     Args:
         problem: The problem, of ``L`` series.
         optimum: Its solution.
         effective: Effective number of points, ``[L]``.
+        variance: Relative noise variance at each point, ``[L, n]``.
     """
     small = problem.binned(_POINTS)
     series = len(problem.y)
     best = project(small, np.arange(series), optimum.point)
     freedom = np.maximum(effective - PARAMETERS, 1e-3)
     lost = (problem.y**2).sum(axis=1) - (small.y**2).sum(axis=1)  # within the bins
-    unit = noise_factors(small, optimum.point, best.coefficients, effective) * (2 * best.value + lost) / freedom
+    factors = noise_factors(problem, optimum.point, optimum.coefficients, variance)
+    unit = factors * (2 * best.value + lost) / freedom
     floor = 2 * best.value + _FLOOR * (problem.y**2).sum(axis=1)
     limits = [floor + unit * f_quantile(level, freedom) for level in LEVELS]
     rows, point = _net(small, optimum, limits[-1].max(axis=0))
