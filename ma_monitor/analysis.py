@@ -50,20 +50,27 @@ def refit_due(points: int) -> bool:
 
 
 def analyse(run: Run, *, at: int | None = None) -> Analysis:
-    """Fits and forecasts a run from its measurements up to step ``at`` (default: all).
+    """Fits the curve and forecasts, from a run's measurements up to step ``at`` (default: all).
 
     Raises:
         ConfigError: If nothing was measured up to ``at``.
     """
-    fits = fit_run(run, at=at)
+    fits = fit_run(run, at=at, compare=False)
     prediction = forecast_run(run, at=at)
     return Analysis(int(prediction.at), fits, prediction)
 
 
-def fit_run(run: Run, *, at: int | None = None, rank: int = 1, ratio: Ratio | None = None) -> tuple[Fit, ...]:
-    """The paper's curve and the other hypotheses, fitted to layers 1 … L in steps; ``ratio`` None is the run's own."""
+def fit_run(
+    run: Run, *, at: int | None = None, rank: int = 1, ratio: Ratio | None = None, compare: bool = True
+) -> tuple[Fit, ...]:
+    """The paper's curve and, to ``compare``, the other hypotheses, fitted to layers 1 … L in steps.
+
+    ``ratio`` None is the run's own.
+    """
     seen = _seen(run, at)
-    return fit_trajectories(run.steps[:seen], run.ratios(rank, ratio)[:, :seen], total_steps=_total(run, seen))
+    return fit_trajectories(
+        run.steps[:seen], run.ratios(rank, ratio)[:, :seen], total_steps=_total(run, seen), compare=compare
+    )
 
 
 def forecast_run(

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from ma_monitor.numerics.batch import MIN_POINTS, CurveFits, Group, fit_curves, fit_group
 from ma_monitor.numerics.classes import TrajectoryClass, classify
 from ma_monitor.numerics.curve import Curve
-from ma_monitor.numerics.hypotheses import HypothesisFits, aicc, fit_hypotheses
+from ma_monitor.numerics.hypotheses import FAMILIES, HypothesisFits, aicc, fit_hypotheses
 from ma_monitor.numerics.noise import PARAMETERS, effective_points, noise_variance
 from ma_monitor.numerics.profile import LEVELS, Evidence, examine, f_quantile
 from ma_monitor.numerics.projection import Floats, Problem
@@ -128,7 +128,7 @@ class Fit:
         trajectory_class: How the ratio develops.
         peak: The maximum.
         asymptote: The limit.
-        hypotheses: Name → other hypothesis.
+        hypotheses: Name → other hypothesis; the constant alone where they were not compared.
     """
 
     status: FitStatus
@@ -190,13 +190,16 @@ class Fit:
 
 # At the degenerate corners of the box intermediate values overflow to infinity and are ruled out as such.
 @np.errstate(all="ignore")
-def fit_trajectories(steps: ArrayLike, values: ArrayLike, *, total_steps: float | None = None) -> tuple[Fit, ...]:
+def fit_trajectories(
+    steps: ArrayLike, values: ArrayLike, *, total_steps: float | None = None, compare: bool = True
+) -> tuple[Fit, ...]:
     """Fits every layer of a run.
 
     Args:
         steps: Steps of the measurements, ``[T]``, finite and not negative, in any order, repeats allowed.
         values: Ratios, ``[L, T]``; points that are not finite are left out of their layer.
         total_steps: Planned number of updates, where known: a peak beyond it is ``not_within_schedule``.
+        compare: Whether to fit the other hypotheses too, which takes longer than all the rest.
 
     Returns:
         One fit a layer, in order.
@@ -216,12 +219,12 @@ def fit_trajectories(steps: ArrayLike, values: ArrayLike, *, total_steps: float 
     patterns, pattern_of = np.unique(usable, axis=0, return_inverse=True)
     for index, pattern in enumerate(patterns):
         rows = np.flatnonzero(pattern_of.ravel() == index)
-        fitted = _fit_pattern(times[pattern], series[rows][:, pattern], bool(pattern.all()), total_steps)
+        fitted = _fit_pattern(times[pattern], series[rows][:, pattern], bool(pattern.all()), total_steps, compare)
         fits.update(zip(rows.tolist(), fitted, strict=True))
     return tuple(fits[row] for row in range(len(series)))
 
 
-def _fit_pattern(t: Floats, y: Floats, whole: bool, total_steps: float | None) -> list[Fit]:
+def _fit_pattern(t: Floats, y: Floats, whole: bool, total_steps: float | None, compare: bool) -> list[Fit]:
     """Fits layers that share their usable points ``t [n]``, ``y [L, n]``."""
     if len(np.unique(t)) < MIN_POINTS:
         return [_without_curve(FitStatus.TOO_FEW, row) for row in y]
@@ -229,7 +232,7 @@ def _fit_pattern(t: Floats, y: Floats, whole: bool, total_steps: float | None) -
     fits = [_without_curve(FitStatus.CONSTANT, row) for row in y]
     moving = np.flatnonzero(~equal)
     if len(moving):
-        for row, fit in zip(moving, _fit_moving(t, y[moving], whole, total_steps), strict=True):
+        for row, fit in zip(moving, _fit_moving(t, y[moving], whole, total_steps, compare), strict=True):
             fits[row] = fit
     return fits
 
@@ -246,7 +249,7 @@ def _without_curve(status: FitStatus, y: Floats) -> Fit:
     return Fit(status, curve, None, sse, None, len(y), None, False, name, _NO_PEAK, asymptote, {})
 
 
-def _fit_moving(t: Floats, y: Floats, whole: bool, total_steps: float | None) -> list[Fit]:
+def _fit_moving(t: Floats, y: Floats, whole: bool, total_steps: float | None, compare: bool) -> list[Fit]:
     """Fits layers whose values differ."""
     group = fit_group(t, y, None)
     scale = group.problem.scale
@@ -254,7 +257,7 @@ def _fit_moving(t: Floats, y: Floats, whole: bool, total_steps: float | None) ->
     variance = noise_variance(group.problem, residual)
     effective = effective_points(t, residual / np.sqrt(variance))
     evidence, wide = examine(group.problem, group.optimum, effective, variance)
-    others = fit_hypotheses(t, y / scale[:, None])
+    others = fit_hypotheses(t, y / scale[:, None], FAMILIES if compare else ())
     sse = (residual**2).sum(axis=1)
     total = ((group.problem.y / group.problem.root) ** 2).sum(axis=1)
     criterion = aicc(sse, PARAMETERS, len(t), effective)

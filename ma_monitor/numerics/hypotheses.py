@@ -7,7 +7,7 @@ variants with an offset repair that. The logarithm and the power law have an off
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -128,14 +128,14 @@ def _families() -> tuple[_Family, ...]:
 FAMILIES = _families()
 
 
-def fit_hypotheses(t: Floats, y: Floats) -> tuple[HypothesisFits, ...]:
-    """Fits every hypothesis to series ``y [L, n]`` at times ``t [n]`` by least squares; the constant comes first."""
+def fit_hypotheses(t: Floats, y: Floats, families: Sequence[_Family] = FAMILIES) -> tuple[HypothesisFits, ...]:
+    """Fits the constant, then these hypotheses, to series ``y [L, n]`` at times ``t [n]`` by least squares."""
     last = float(t[-1])
     mean = y.mean(axis=1)
     constant = HypothesisFits("constant", 1, {"K": mean}, ((y - mean[:, None]) ** 2).sum(axis=1))
     scale = np.maximum(np.abs(y).max(axis=1), np.finfo(float).tiny)
     fits = [constant]
-    for family in FAMILIES:
+    for family in families:
         for name, best in _fit_family(family, t / last, y / scale[:, None]).items():
             fits.append(_in_units(name, family, best, scale, last))
     return tuple(fits)
