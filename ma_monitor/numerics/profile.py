@@ -22,7 +22,7 @@ from ma_monitor.numerics.search import Optimum, descend
 LEVELS = 0.8, 0.95
 """Probabilities of the intervals: the one that is reported, and one that must be bounded too for a quantity to count
 as identified; else those narrow by luck would be picked out, and hold the truth far less often than they claim."""
-_POINTS = 200
+_POINTS = 100
 """Points that the profile works on (bins beyond that): an interval needs fewer digits than an optimum."""
 _NEAR = 1.6 * np.sinh(np.linspace(-2.5, 2.5, 21)) / np.sinh(2.5)
 """Nodes around the optimum, in half widths of the interval that the curvature there suggests: the nearer, the closer

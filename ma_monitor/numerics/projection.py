@@ -187,14 +187,16 @@ class Columns:
     """The columns X at one (b, c) per problem, orthonormalised: X = QR with Q = (root, q1, q2).
 
     Attributes:
-        stack: q1, q2, y's residual, and ∂X₁/∂b, ∂X₂/∂b, ∂X₂/∂ln c (all times ``root``), ``[P, 6, n]``.
-        share: s/(c + s), ``[P, n]``.
+        stack: q1, q2 and y's residual, ``[P, 3, n]``.
+        decay: e^(-bs), times ``root``, ``[P, n]``.
+        second: X₂, times ``root``, ``[P, n]``.
         triangle: r01, r02, r11, r12, r22, ``[5, P]``; infinite on the diagonal for a column that is left out.
         along: Components of y along q1 and q2, ``[2, P]``.
     """
 
     stack: Floats
-    share: Floats
+    decay: Floats
+    second: Floats
     triangle: Floats
     along: Floats
 
@@ -228,18 +230,15 @@ class State:
 def columns(problem: Problem, u: Floats, v: Floats) -> Columns:
     """The columns at one (u, v) per series of the problem; modified Gram-Schmidt with one second pass."""
     s, root, y = problem.s, problem.root, problem.y
-    c = np.exp(v)[:, None]
     exponent = -to_b(u)[:, None] * s
     decay = np.exp(exponent)
     decay *= root
-    share = s / (c + s)
-    stack = np.empty((len(u), 6, len(s)))
-    q1, q2, residual, d1, d2, d3 = (stack[:, i] for i in range(6))
+    second = np.log1p(s / np.exp(v)[:, None])
+    second *= decay
+    stack = np.empty((len(u), 3, len(s)))
+    q1, q2, residual = (stack[:, i] for i in range(3))
     np.multiply(np.expm1(exponent, out=exponent), -root, out=q1)
-    np.multiply(np.log1p(s / c), decay, out=q2)
-    np.multiply(s, decay, out=d1)
-    np.multiply(-s, q2, out=d2)
-    np.multiply(share, -decay, out=d3)
+    q2[:] = second
     r01, r02 = dots(q1, root), dots(q2, root)
     q1 -= r01[:, None] * root
     q2 -= r02[:, None] * root
@@ -256,7 +255,7 @@ def columns(problem: Problem, u: Floats, v: Floats) -> Columns:
     g1, g2 = dots(q1, y), dots(q2, y)
     np.subtract(y, g1[:, None] * q1, out=residual)
     residual -= g2[:, None] * q2
-    return Columns(stack, share, np.stack([r01, r02, r11, r12 + rest, r22]), np.stack([g1, g2]))
+    return Columns(stack, decay, second, np.stack([r01, r02, r11, r12 + rest, r22]), np.stack([g1, g2]))
 
 
 def project(problem: Problem, rows: Index, point: Floats) -> State:
@@ -285,14 +284,17 @@ def _project_block(problem: Problem, u: Floats, v: Floats) -> State:
     a2 = at.along[1] / r22
     a1 = (at.along[0] - r12 * a2) / r11
     zero = np.zeros_like(a1)
-    derivatives, residual = at.stack[:, 3:], at.stack[:, 2]
-    inner = at.stack @ derivatives.transpose(0, 2, 1)  # [P, 6, 3]
-    bent = ((residual * problem.s)[:, None] @ derivatives.transpose(0, 2, 1))[:, 0]
-    curved = dots(residual * (1 - at.share), at.stack[:, 5])
+    s, residual = problem.s, at.stack[:, 2]
+    share = s / (np.exp(v)[:, None] + s)
+    derivatives = np.stack([s * at.decay, -s * at.second, -share * at.decay], 1)  # ∂X₁/∂b, ∂X₂/∂b, ∂X₂/∂ln c
+    turned = derivatives.transpose(0, 2, 1)
+    inner = at.stack @ turned  # [P, 3, 3]
+    bent = ((residual * s)[:, None] @ turned)[:, 0]
+    curved = dots(residual * (1 - share), derivatives[:, 2])
 
     combine = np.stack([np.stack([a1, a2, zero], 1), np.stack([zero, zero, a2], 1)], 1)  # fᵢ from the derivatives
     slope = (combine @ inner[:, 2, :, None])[..., 0]  # fᵢ·r
-    products = combine @ inner[:, 3:] @ combine.transpose(0, 2, 1)
+    products = combine @ (derivatives @ turned) @ combine.transpose(0, 2, 1)
     constant = dots(derivatives, problem.root[:, None])
     along = combine @ np.stack([constant, inner[:, 0], inner[:, 1]], 2)  # Qᵀfᵢ
     z1 = np.stack([inner[:, 2, 0] / r11, zero], 1)

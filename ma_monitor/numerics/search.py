@@ -70,7 +70,7 @@ def solve(problem: Problem) -> Optimum:
     valley, value = _valley(small, GRID)
     rows, nodes = np.nonzero(_promising(value))
     point = valley[rows, nodes]
-    point, state = descend(small, rows, point, small.low, small.high, 30, prune=True)
+    point, state = descend(small, rows, point, small.low, small.high, 30, prune_from=3)
     best = np.full(len(problem.y), np.inf)
     np.minimum.at(best, rows, state.value)
     sharp = np.flatnonzero(2 * best < _SHARP * (small.y**2).sum(axis=1))
@@ -78,9 +78,9 @@ def solve(problem: Problem) -> Optimum:
         dense, _ = _valley(small.take(sharp), _SHARP_DENSITY * GRID)
         rows = np.concatenate([rows, np.repeat(sharp, dense.shape[1])])
         point = np.concatenate([point, dense.reshape(-1, 2)])
-        point, state = descend(small, rows, point, small.low, small.high, 30, prune=True)
+        point, state = descend(small, rows, point, small.low, small.high, 30, prune_from=3)
     rows, point = _best(rows, point, state, len(problem.y), _FINALISTS)
-    point, state = descend(problem, rows, point, problem.low, problem.high, 30, prune=True)
+    point, state = descend(problem, rows, point, problem.low, problem.high, 30, prune_from=1)
     rows, point = _best(rows, point, state, len(problem.y), 1)
     point = _try_zero(problem, point)
     final = project(problem, rows, point)
@@ -148,12 +148,18 @@ def _best(rows: Index, point: Floats, state: State, series: int, most: int) -> t
 
 
 def descend(
-    problem: Problem, rows: Index, point: Floats, low: Floats, high: Floats, iterations: int, prune: bool = False
+    problem: Problem,
+    rows: Index,
+    point: Floats,
+    low: Floats,
+    high: Floats,
+    iterations: int,
+    prune_from: int | None = None,
 ) -> tuple[Floats, State]:
-    """Damped Newton steps from ``point [P, 2]`` for the series ``rows [P]``, never leaving [low, high], never uphill.
+    """Damped Newton steps from ``point [P, 2]`` for the series ``rows [P]``, inside [low, high] and never uphill.
 
-    A problem stops where its next step would gain less than 1e-10 of its residual sum. With ``prune``, so does one that
-    is clearly above another problem of its series.
+    A problem stops where its next step would gain less than 1e-10 of its residual sum; so does, after ``prune_from``
+    steps (None: never), one that is clearly above another problem of its series.
     """
     point = np.clip(point, low, high)
     low, high = np.broadcast_to(low, point.shape), np.broadcast_to(high, point.shape)
@@ -164,7 +170,7 @@ def descend(
     for iteration in range(iterations):
         step, gain = _newton_step(state.take(active), point[active], damping[active], low[active], high[active])
         going = gain > 1e-10 * state.value[active] + 1e-14 * total[active]
-        if prune and iteration >= 3:
+        if prune_from is not None and iteration >= prune_from:
             best = np.full(len(problem.y), np.inf)
             np.minimum.at(best, rows, state.value)
             going &= state.value[active] - 5 * gain <= best[rows[active]]

@@ -195,14 +195,14 @@ def noisy(draw: st.DrawFn) -> tuple[Floats, Floats]:
 class TestInvariance:
     """The residual sum follows; the curve does where the optimum is a single one, so the sum is what is tested."""
 
-    @settings(max_examples=40)
+    @settings(max_examples=20)
     @given(noisy(), st.floats(-30, 30))
     def test_scaling_the_ratio(self, data: tuple[Floats, Floats], power: float) -> None:
         t, y = data
         factor = 10.0**power
         assert fit_curves(t, factor * y).sse[0] == pytest.approx(factor**2 * fit_curves(t, y).sse[0], rel=1e-6)
 
-    @settings(max_examples=40)
+    @settings(max_examples=20)
     @given(noisy(), st.floats(-3, 5))
     def test_scaling_time(self, data: tuple[Floats, Floats], power: float) -> None:
         t, y = data
@@ -210,20 +210,20 @@ class TestInvariance:
         plain, scaled = fit_curves(t, y), fit_curves(factor * t, y)
         assert scaled.sse[0] == pytest.approx(plain.sse[0], rel=1e-6)
 
-    @settings(max_examples=40)
+    @settings(max_examples=20)
     @given(noisy(), st.floats(-1e3, 1e3))
     def test_adding_a_constant(self, data: tuple[Floats, Floats], constant: float) -> None:
         t, y = data
         assert fit_curves(t, y + constant).sse[0] == pytest.approx(fit_curves(t, y).sse[0], rel=1e-6)
 
-    @settings(max_examples=40)
+    @settings(max_examples=20)
     @given(noisy(), st.integers(2, 4))
     def test_duplicating_points(self, data: tuple[Floats, Floats], copies: int) -> None:
         t, y = data
         doubled = fit_curves(np.repeat(t, copies), np.repeat(y, copies, axis=1))
         assert doubled.sse[0] == pytest.approx(copies * fit_curves(t, y).sse[0], rel=1e-6)
 
-    @settings(max_examples=40)
+    @settings(max_examples=20)
     @given(noisy())
     def test_mirroring_the_ratio(self, data: tuple[Floats, Floats]) -> None:
         t, y = data
