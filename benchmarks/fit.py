@@ -23,6 +23,7 @@ import tracemalloc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,7 +31,7 @@ from unittest import mock
 import numpy as np
 import scipy
 from numpy.typing import NDArray
-from scipy.optimize import curve_fit, differential_evolution
+from scipy.optimize import Bounds, curve_fit, differential_evolution
 
 from ma_monitor.numerics.curve import Curve
 from ma_monitor.numerics.fit import Fit, fit_curves, fit_trajectories
@@ -84,10 +85,8 @@ def synthetic(rng: np.random.Generator, number: int) -> Series:
     }
     noise = float(rng.choice([0, 0.001, 0.02, 0.05, 0.1])) if kind != "flat" else float(rng.uniform(0.01, 0.1))
     clean = np.asarray(shapes[kind](), dtype=np.float64)
-    spacing = "linear" if linear else "log"
-    return Series(
-        f"{kind}, {len(t)} {spacing}, {noise:.1%}", t, clean * (1 + noise * rng.standard_normal(len(t))), False
-    )
+    name = f"{kind}, {len(t)} {'linear' if linear else 'log'}, {noise:.1%}"
+    return Series(name, t, clean * (1 + noise * rng.standard_normal(len(t))), False)
 
 
 def boxed(series: Series, beta: float, tau0: float) -> float:
@@ -112,7 +111,7 @@ def projected(place: Floats, s: Floats, y: Floats) -> float:
 def evolution(series: Series) -> float:
     """Differential evolution on the projected Eq. 14 over the whole box."""
     s = (series.t - series.t[0]) / series.t[-1]
-    box = [(-9.0, np.log10(B_MAX)), (np.log10(C_MIN), np.log10(C_MAX))]
+    box = Bounds([-9.0, np.log10(C_MIN)], [np.log10(B_MAX), np.log10(C_MAX)])
     args = (s, series.y - series.y.mean())
     return float(differential_evolution(projected, box, args=args, seed=0, tol=1e-10, maxiter=120).fun)
 
@@ -128,9 +127,9 @@ def equation_14(t: Floats, beta: float, tau0: float, a1: float, a2: float, k: fl
     return np.asarray(np.exp(-beta * t) * (a1 * np.log(t + tau0) + a2) + k)
 
 
-def jacobian_14(t: Floats, beta: float, tau0: float, a1: float, a2: float, k: float) -> Floats:
+def jacobian_14(t: Floats, *parameters: float) -> Floats:
     """Its analytic Jacobian."""
-    return Curve(beta, tau0, a1, a2, k).jacobian(t)
+    return Curve(*parameters).jacobian(t)
 
 
 def by_curve_fit(series: Series, equation: int, evaluations: int | None) -> tuple[float, float] | None:
@@ -143,17 +142,16 @@ def by_curve_fit(series: Series, equation: int, evaluations: int | None) -> tupl
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
+            low, high = np.array([-np.inf, 0, 1e-12, 1e-9, -np.inf]), np.full(5, np.inf)
             if equation == 9:
-                bounds = ([-np.inf, 0, 1e-12, 1e-9, -np.inf], np.inf)
-                found = curve_fit(equation_9, t, y, (a, lam, gamma, t0, k), bounds=bounds, max_nfev=evaluations)[0]
-                _, lam, gamma, t0, _ = found
+                start = (a, lam, gamma, t0, k)
+                _, lam, gamma, t0, _ = curve_fit(equation_9, t, y, start, bounds=(low, high), max_nfev=evaluations)[0]
                 return float(lam * gamma / series.t[-1]), float(t0 / gamma * series.t[-1])
             a1 = a * np.exp(-lam * t0)
             start = (lam * gamma, t0 / gamma, a1, a1 * np.log(gamma), k)
-            low = [0, C_MIN - t[0], -np.inf, -np.inf, -np.inf]
-            high = [B_MAX, C_MAX - t[0], np.inf, np.inf, np.inf]
-            bounds = (low, high)
-            found = curve_fit(equation_14, t, y, start, bounds=bounds, jac=jacobian_14, max_nfev=evaluations)[0]
+            low[:2], low[2:], high[:2] = (0, C_MIN - t[0]), -np.inf, (B_MAX, C_MAX - t[0])
+            options: dict[str, Any] = {"bounds": (low, high), "jac": jacobian_14, "max_nfev": evaluations}
+            found = curve_fit(equation_14, t, y, start, **options)[0]
             return float(found[0] / series.t[-1]), float(found[1] * series.t[-1])
         except (RuntimeError, ValueError):
             return None
@@ -164,7 +162,8 @@ def optimum(runs: dict[str, tuple[Floats, Floats]], curves: int, evaluations: in
     rng = np.random.default_rng(1)
     every = [Series(f"{name}, layer {i + 1}", t, y[i], True) for name, (t, y) in runs.items() for i in range(len(y))]
     every += [synthetic(rng, number) for number in range(curves)]
-    worst, misses, solved, excess = -np.inf, [], {"9": 0, "14": 0}, {"9": [], "14": [], "evolution": []}
+    worst, misses, solved = -np.inf, [], {"9": 0, "14": 0}
+    excess: dict[str, list[float]] = {"9": [], "14": [], "evolution": []}
     for series in every:
         own = float(fit_curves(series.t, series.y[None]).sse[0])
         total = float(((series.y - series.y.mean()) ** 2).sum())
@@ -218,8 +217,8 @@ def speed(runs: dict[str, tuple[Floats, Floats]], repeat: int) -> dict[str, Any]
         memory = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         result[f"36 layers x {points}"] = {
-            "curves_ms": best_of(lambda t=t, y=y: fit_curves(t, y), repeat),
-            "with_intervals_classes_and_hypotheses_ms": best_of(lambda t=t, y=y: fit_trajectories(t, y), repeat),
+            "curves_ms": best_of(partial(fit_curves, t, y), repeat),
+            "with_intervals_classes_and_hypotheses_ms": best_of(partial(fit_trajectories, t, y), repeat),
             "curves_peak_memory_mb": memory / 2**20,
         }
     own = result["36 layers x 154"]["curves_ms"] / 36
@@ -243,7 +242,7 @@ def speed(runs: dict[str, tuple[Floats, Floats]], repeat: int) -> dict[str, Any]
 
 def table_5(runs: dict[str, tuple[Floats, Floats]]) -> dict[str, Any]:
     """Mean R² and mean AICc over layers for each hypothesis; ``second_order`` is the best of its three dampings."""
-    table = {}
+    table: dict[str, Any] = {}
     for run, (t, y) in runs.items():
         fits = fit_trajectories(t, y)
         scores: dict[str, list[tuple[float, float]]] = {"curve": [(fit.r2 or 0, fit.aicc or 0) for fit in fits]}
@@ -300,9 +299,8 @@ def coverage(layers: int) -> dict[str, Any]:
             for noise in (0.02, 0.04, 0.07):
                 for earliest, latest in ((0.03, 2.0), (2.0, 10.0)):
                     rng = np.random.default_rng([int(1e3 * noise), points, int(10 * rho), int(latest)])
-                    t = np.unique(
-                        np.r_[0, 2.0 ** np.arange(10), np.linspace(143_000 / (points - 11), 143_000, points - 11)]
-                    )
+                    late = np.linspace(143_000 / (points - 11), 143_000, points - 11)
+                    t = np.unique(np.r_[0, 2.0 ** np.arange(10), late])
                     truths = [truth(rng, t / t[-1], earliest, latest) for _ in range(layers)]
                     error = rng.standard_normal((layers, len(t)))
                     for i in range(1, len(t)):
@@ -333,7 +331,7 @@ def score(hits: dict[str, list[bool]], fits: tuple[Fit, ...], truths: list[Truth
 
 def foresight(runs: dict[str, tuple[Floats, Floats]]) -> dict[str, Any]:
     """Runs cut at 60 %: each layer's class and identified quantities then, beside the fit of the whole run."""
-    layers = []
+    layers: list[dict[str, Any]] = []
     for run, (t, y) in runs.items():
         seen = t <= 0.6 * t[-1]
         pairs = zip(fit_trajectories(t[seen], y[:, seen]), fit_trajectories(t, y), strict=True)
@@ -353,9 +351,11 @@ def foresight(runs: dict[str, tuple[Floats, Floats]]) -> dict[str, Any]:
                 }
             )
     identified = [layer for layer in layers if layer["asymptote_identified"]]
+    held = [holds(layer["asymptote"][0], layer["asymptote"][2], layer["mean_of_last_5"]) for layer in identified]
     misses = [abs(float(np.log(layer["asymptote"][1] / layer["mean_of_last_5"]))) for layer in identified]
     return {
         "asymptotes_identified": len(identified),
+        "of_which_hold_the_mean_of_the_last_5": sum(held),
         "median_abs_log_error_against_last_5": float(np.median(misses)) if misses else None,
         "peaks_identified": sum(layer["peak_identified"] for layer in layers),
         "layers": layers,
