@@ -13,6 +13,8 @@ from ma_monitor.numerics.search import Optimum, solve
 
 MIN_POINTS = 6
 """One more than the curve has parameters."""
+LARGEST = 1e100
+"""Values beyond this are left out as infinite ones are: their squares would not fit a float."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def fit_curves(t: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) 
 
     Args:
         t: Times ``[T]``, finite, not negative, ascending (equal neighbours allowed); steps, or another clock.
-        y: Series ``[L, T]``; points that are not finite are left out of their series.
+        y: Series ``[L, T]``; points that are not finite, or beyond ±1e100, are left out of their series.
         weights: Weights of the squared residuals, ``[T]`` or ``[L, T]``; a weight of 0 leaves a point out.
 
     Raises:
@@ -62,7 +64,7 @@ def fit_curves(t: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) 
     times, series, weight = _checked(t, y, weights)
     out = np.full((6, len(series)), np.nan)
     at_bound = np.zeros(len(series), dtype=bool)
-    usable = np.isfinite(series)
+    usable = np.abs(series) <= LARGEST  # False for NaN
     if weight is not None:
         usable &= weight > 0
     patterns, pattern_of = np.unique(usable, axis=0, return_inverse=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ma_monitor.numerics.batch import MIN_POINTS, CurveFits, Group, fit_curves, fit_group
+from ma_monitor.numerics.batch import LARGEST, MIN_POINTS, CurveFits, Group, fit_curves, fit_group
 from ma_monitor.numerics.classes import TrajectoryClass, classify
 from ma_monitor.numerics.curve import Curve
 from ma_monitor.numerics.hypotheses import FAMILIES, HypothesisFits, aicc, fit_hypotheses
@@ -35,8 +35,6 @@ __all__ = [
     "fit_trajectories",
 ]
 
-_LARGEST = 1e100
-"""Values beyond this are left out as infinite ones are: their squares would not fit a float."""
 _NARROW = 0.5
 """An identified quantity's interval is narrower than this share of its value."""
 _UNBOUNDED = 100.0
@@ -70,9 +68,9 @@ class PeakStatus(str, Enum):
 class Peak:
     """The maximum of the curve, with 80 % intervals. None: unknown, or unbounded on that side.
 
-    ``identified``: the interval of the step is bounded, narrower than half the step, and after the first measured step;
-    the data must show the rise before the maximum and enough of the fall, or of the bend, after it. Without that,
-    ``step`` and ``height`` are given only where their interval is bounded.
+    ``identified``: the interval of the step lies after the first measured step, is narrower than half the step, and at
+    95 % it is still bounded. To turn it true the data must show the rise before the maximum and enough of the fall, or
+    of the bend, after it. Where it is false, ``step`` and ``height`` are given only if their interval is bounded.
     """
 
     status: PeakStatus
@@ -89,7 +87,9 @@ class Peak:
 class Asymptote:
     """K, the level the curve tends to, with its 80 % interval. None: unknown, or unbounded on that side.
 
-    ``identified``: the interval is bounded and narrower than half the value; the data must show the decay towards K.
+    ``identified``: the interval is narrower than half the value, and at 95 % it is still bounded. To turn it true the
+    data must show the decay towards K: a curve that still rises is explained by any K above, or by no decay at all. The
+    box's edge at β = 0 is such an unbounded side; its edges in τ₀ are not, since beyond them the curve hardly changes.
     """
 
     value: float | None
@@ -214,7 +214,7 @@ def fit_trajectories(
         raise ValueError("steps must be finite and not negative")
     order = np.argsort(times, kind="stable")
     times, series = times[order], series[:, order]
-    usable = np.abs(series) <= _LARGEST  # False for NaN
+    usable = np.abs(series) <= LARGEST  # False for NaN
     fits: dict[int, Fit] = {}
     patterns, pattern_of = np.unique(usable, axis=0, return_inverse=True)
     for index, pattern in enumerate(patterns):

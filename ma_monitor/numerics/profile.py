@@ -1,10 +1,11 @@
 """What the data leave open: the profile likelihood of Eq. 14 over (β, τ₀), and the intervals read off it.
 
-A set of parameters is *admissible* if its residual sum of squares is at most S·(1 + F/ν): S that of the best curve, F
-the 80 % quantile of the F distribution with 1 and ν degrees of freedom, ν = effective points - 5 parameters. The
-admissible set is walked with a net of (β, τ₀) nodes: along the valley of the best β for each τ₀, and across it. At
-each node the problem is linear, the admissible coefficients are a disc (in orthonormal coordinates), and what can be
-said of a linear form or of a ratio of coefficients is exact. An interval is the union over the nodes.
+A set of parameters is *admissible* at a level such as 80 % if its residual sum of squares is at most S·(1 + w·F/ν): S
+that of the best curve, F the level's quantile of the F distribution with 1 and ν degrees of freedom, ν = effective
+points - 5 parameters, and w a factor for noise that is not even along the trajectory (see ``noise``). The admissible
+set is walked with a net of (β, τ₀) nodes: along the valley of the best β for each τ₀, and across it. At each node the
+problem is linear, the admissible coefficients are a disc (in orthonormal coordinates), and what can be said of a linear
+form or of a ratio of coefficients is exact. An interval is the union over the nodes.
 """
 
 from __future__ import annotations

@@ -26,15 +26,18 @@ from ma_monitor.numerics.projection import (
 POINTS = 400
 """Points that the search works on (bins beyond that); the final steps take them all."""
 _PATH_STEPS = 2
+"""Newton steps in b for each node of the valley."""
 _MINIMA, _BESIDE = 6, 2
 """Newton steps start from at most this many minima of the path, and this many nodes on both sides of the lowest."""
 _FINALISTS = 4
+"""Basins of each series that are followed on all its points."""
 _HARDLY_ANY = 1e-2
 """Up to this b times the window's length, b = 0 is tried too."""
 _SHARP, _SHARP_DENSITY = 1e-4, 3
 """Where less than this share of the variance is left (hardly any noise), basins are narrow and lie close together: the
 valley is then followed on a denser grid, and every node is started from."""
 _STEP_MAX = np.array([1.0, 2.0])
+"""Longest step in u and in v."""
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ class TestWeights:
 
 
 class TestGaps:
-    @pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf, 1e300])
     def test_points_that_are_not_finite_are_left_out_of_their_series(
         self, rng: np.random.Generator, hole: float
     ) -> None:
@@ -156,6 +156,10 @@ class TestGaps:
         fits = fit_curves(np.arange(8.0), y)
         assert np.isfinite(fits.beta[0])
         assert np.isnan([fits.beta[1], fits.tau0[1], fits.A1[1], fits.A2[1], fits.K[1], fits.sse[1]]).all()
+
+    def test_constant_series_is_its_constant(self) -> None:
+        fits = fit_curves(np.arange(9.0), np.full((1, 9), 7.0))
+        np.testing.assert_allclose(fits.evaluate(np.arange(9.0)), 7.0, rtol=1e-12)
 
     def test_no_points_and_no_series(self) -> None:
         assert np.isnan(fit_curves(np.zeros(0), np.zeros((2, 0))).beta).all()
