@@ -49,13 +49,15 @@ def refit_due(points: int) -> bool:
     return due == points
 
 
-def analyse(run: Run, *, at: int | None = None) -> Analysis:
+def analyse(run: Run, *, at: int | None = None, compare: bool = False) -> Analysis:
     """Fits the curve and forecasts, from a run's measurements up to step ``at`` (default: all).
+
+    With ``compare`` the other hypotheses are fitted too, as ``ma-monitor fit`` shows them.
 
     Raises:
         ConfigError: If nothing was measured up to ``at``.
     """
-    fits = fit_run(run, at=at, compare=False)
+    fits = fit_run(run, at=at, compare=compare)
     prediction = forecast_run(run, at=at)
     return Analysis(int(prediction.at), fits, prediction)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
 from ma_monitor.config import MonitorConfig
@@ -18,9 +18,9 @@ from ma_monitor.errors import ConfigError, StoreError
 from ma_monitor.measure.forward import random_states_kept
 from ma_monitor.measure.layers import context_length, needs_every_rank
 from ma_monitor.measure.probe import LENGTH, Probe
-from ma_monitor.monitor import Monitor
+from ma_monitor.monitor import Monitor, make_plan
 from ma_monitor.runs.store import Run
-from ma_monitor.sinks.trainer import TrainerSinks, find_handler
+from ma_monitor.sinks.trainer import TrainerSinks, find_handler, training_loop
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,6 +45,9 @@ class MassiveActivationCallback(TrainerCallback):
     A new training never touches an old run: if its directory is taken, ``ma_monitor-2`` is used, and so on. A training
     resumed from a checkpoint continues the run that the checkpoint knows, from its directory or from the copy inside
     the checkpoint.
+
+    Besides the configuration's steps, the end of an epoch is measured where an evaluation follows it
+    (``eval_strategy="epoch"``): that evaluation may end the training, and afterwards it is too late.
 
     Attributes:
         monitor: The monitor, from the beginning of the training on; None before, and where monitoring is impossible.
@@ -83,13 +86,24 @@ class MassiveActivationCallback(TrainerCallback):
         if self.monitor is not None:
             self.monitor.close()
             self.monitor = None
-        main = bool(state.is_world_process_zero)
-        if not main and not needs_every_rank(model):
+        main, sharded = bool(state.is_world_process_zero), needs_every_rank(model)
+        if not main and not sharded:
             return
-        trainer, checkpoint = _training_loop()
+        started = time.perf_counter()
+        trainer, checkpoint = training_loop()
+        trainer = trainer or self._trainer
         with self._guarded():
-            self.monitor = self._opened(args, state, model, kwargs, trainer or self._trainer, checkpoint, main)
-            self._remember(state)
+            probe = self._probe or default_probe(
+                trainer, kwargs.get("train_dataloader"), kwargs.get("processing_class"), _probe_length(model)
+            )
+            monitor = Monitor(model, probe, self.config, run_dir=None)
+            if sharded:  # from here on this process takes part, whatever becomes of its run
+                self.monitor = monitor
+            if main:
+                self._open(monitor, args, state, kwargs.get("lr_scheduler"), checkpoint)
+                self.monitor = monitor
+                self._remember(state)
+            monitor.seconds = time.perf_counter() - started
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -112,15 +126,12 @@ class MassiveActivationCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Puts a copy of the run into the checkpoint just written."""
         monitor = self.monitor
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if monitor is None or monitor.run is None or not folder.is_dir():
+        if monitor is None or monitor.run is None:
             return
-        try:
-            monitor.run.copy_to(folder / CHECKPOINT_COPY)
-        except Exception as error:
-            if self.config.strict:
-                raise
-            monitor.fault("copying the run into the checkpoint", error)
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        with monitor.timed(), self._guarded("copying the run into the checkpoint"):
+            if folder.is_dir():
+                monitor.run.copy_to(folder / CHECKPOINT_COPY)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -128,8 +139,9 @@ class MassiveActivationCallback(TrainerCallback):
         """Closes the run. Nothing is measured: the best model may have been loaded, and the writers are closed."""
         if self.monitor is not None:
             self.monitor.sinks = ()
-            self.monitor.finish()
-            self.monitor.close()
+            with self._guarded():
+                self.monitor.finish()
+                self.monitor.close()
 
     def _step(
         self,
@@ -151,65 +163,43 @@ class MassiveActivationCallback(TrainerCallback):
             monitor.step(state.global_step, final=final, force=force)
             self._remember(state)
 
-    def _opened(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        model: nn.Module,
-        event: dict[str, Any],
-        trainer: Trainer | None,
-        checkpoint: Path | None,
-        main: bool,
-    ) -> Monitor:
-        probe = self._probe
-        if probe is None:
-            length = min(LENGTH, context_length(model) or LENGTH)
-            probe = default_probe(trainer, event.get("train_dataloader"), event.get("processing_class"), length)
+    def _open(
+        self, monitor: Monitor, args: TrainingArguments, state: TrainerState, scheduler: Any, checkpoint: Path | None
+    ) -> None:
+        """Opens a new run, or the one that is resumed: from its directory, else from the copy in the checkpoint."""
         path = self._run_dir or Path(str(args.output_dir)) / "ma_monitor"
-        resume_from = None
-        if main:
-            path, resume_from = self._place(path, args, state, checkpoint)
-        settings: dict[str, Any] = {
-            "schedule": event.get("lr_scheduler"),
-            "total_steps": state.max_steps,
-            "batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            "writes": main,
-        }
-        try:
-            return Monitor(model, probe, self.config, run_dir=path, resume_from=resume_from, **settings)
-        except StoreError as refused:
-            if self.config.strict or resume_from is None:
-                raise
-            fresh = _free(path)
-            _LOGGER.warning("ma_monitor: %s A new run is begun in %s.", refused, fresh)
-            return Monitor(model, probe, self.config, run_dir=fresh, **settings)
-
-    def _place(
-        self, path: Path, args: TrainingArguments, state: TrainerState, checkpoint: Path | None
-    ) -> tuple[Path, int | None]:
-        """Directory of the run, and the step from which it is continued (None for a new run)."""
-        if state.global_step == 0:
-            return _free(path), None
-        known = _carried(state).get(STATE_KEY)
-        known = known if isinstance(known, dict) else {}
-        candidates = [path.with_name(Path(str(known.get("run", path.name))).name), path]
-        wanted = known.get("measured", 0)
-        for candidate in candidates:
-            if _measured(candidate, state.global_step) >= wanted and _holds_run(candidate):
-                return candidate, state.global_step
-        copy = (checkpoint or Path(str(args.output_dir)) / f"checkpoint-{state.global_step}") / CHECKPOINT_COPY
+        resumed = state.global_step or None
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        plan = make_plan(scheduler, state.max_steps, batch, from_step=state.global_step)
+        if resumed is None:
+            monitor.open(_free(path), plan)
+            return
+        copy = (checkpoint or Path(str(args.output_dir)) / f"checkpoint-{resumed}") / CHECKPOINT_COPY
+        for candidate in (*self._known(path, state), copy):
+            if not _holds_run(candidate):
+                continue
+            try:
+                target = candidate
+                if candidate == copy:
+                    target = _free(path)
+                    with Run.open(copy) as run:
+                        run.copy_to(target)
+                monitor.open(target, plan, resume_from=resumed)
+                return
+            except StoreError as refused:
+                if self.config.strict:
+                    raise
+                _LOGGER.warning("ma_monitor: the run in %s is not continued. %s", candidate, refused)
         fresh = _free(path)
-        if _holds_run(copy):
-            with Run.open(copy) as run:
-                run.copy_to(fresh)
-            return fresh, state.global_step
-        _LOGGER.warning(
-            "ma_monitor: training resumes from step %d, but neither %s nor the checkpoint holds its run; "
-            "a new one begins here",
-            state.global_step,
-            path,
-        )
-        return fresh, None
+        _LOGGER.warning("ma_monitor: training resumes from step %d without its run; one begins in %s", resumed, fresh)
+        monitor.open(fresh, plan)
+
+    def _known(self, path: Path, state: TrainerState) -> list[Path]:
+        """Directories of runs that hold at least what the checkpoint knew of."""
+        carried = _carried(state).get(STATE_KEY)
+        known = carried if isinstance(carried, dict) else {}
+        named = path.with_name(Path(str(known.get("run", path.name))).name)
+        return [p for p in dict.fromkeys((named, path)) if _measured(p, state.global_step) >= known.get("measured", 0)]
 
     def _remember(self, state: TrainerState) -> None:
         """Puts into the Trainer's state, which every checkpoint saves, what a resume needs."""
@@ -218,7 +208,7 @@ class MassiveActivationCallback(TrainerCallback):
             _carried(state)[STATE_KEY] = {"run": run.path.name, "measured": len(run.steps)}
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, what: str = "monitoring") -> Iterator[None]:
         """Keeps a monitor that cannot be built or driven from the training."""
         try:
             yield
@@ -226,13 +216,20 @@ class MassiveActivationCallback(TrainerCallback):
             if self.config.strict:
                 raise
             if self.monitor is not None:
-                self.monitor.fault("monitoring", error)
+                self.monitor.fault(what, error)
             else:
                 _LOGGER.warning("ma_monitor: monitoring is off for this training. %s: %s", type(error).__name__, error)
 
 
+def _probe_length(model: nn.Module) -> int:
+    """Tokens of a probe sequence that nobody specified."""
+    return min(LENGTH, context_length(model) or LENGTH)
+
+
 def default_probe(trainer: Trainer | None, train_dataloader: Any, tokenizer: Any, length: int) -> Probe:
     """The probe nobody specified: evaluation rows, else rows of a map-style training set, else built-in passages.
+
+    A dataset that cannot give rows of tokens, for whatever reason, is passed over.
 
     Raises:
         ConfigError: If none of them can be had.
@@ -243,35 +240,16 @@ def default_probe(trainer: Trainer | None, train_dataloader: Any, tokenizer: Any
     training: Any = getattr(train_dataloader, "dataset", None)
     datasets: list[tuple[Any, str]] = [(evaluation, "evaluation data"), (training, "training data")]
     for dataset, source in datasets:
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
             continue
-        try:
-            with random_states_kept(torch.device("cpu")):
-                return Probe.from_rows((dataset[i] for i in range(len(dataset))), length=length, source=source)
-        except ConfigError:
-            continue
+        with suppress(Exception), random_states_kept(torch.device("cpu")):
+            return Probe.from_rows((dataset[i] for i in range(len(dataset))), length=length, source=source)
     if tokenizer is None:
         raise ConfigError(
             "a probe needs evaluation or training rows with `input_ids`, or a `processing_class` for the built-in "
             "passages, and this Trainer has neither; pass probe=Probe.from_texts(texts, tokenizer)"
         )
     return Probe.builtin(tokenizer, length=length)
-
-
-def _training_loop() -> tuple[Trainer | None, Path | None]:
-    """The Trainer that is calling, and the checkpoint it resumes from.
-
-    No event carries either. Both are locals of the training loop's frame, which is private to transformers; where it
-    is not found, ``attach`` and the default folder of checkpoints stand in.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "_inner_training_loop":
-            trainer, checkpoint = frame.f_locals.get("self"), frame.f_locals.get("resume_from_checkpoint")
-            if isinstance(trainer, Trainer):
-                return trainer, Path(checkpoint) if isinstance(checkpoint, str) else None
-        frame = frame.f_back
-    return None, None
 
 
 def _carried(state: TrainerState) -> dict[str, Any]:

@@ -6,15 +6,15 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ma_monitor
-from ma_monitor.analysis import Analysis, analyse, refit_due
+from ma_monitor.analysis import Analysis, analyse, forecast_run, refit_due
 from ma_monitor.config import MonitorConfig
-from ma_monitor.errors import StoreError
+from ma_monitor.errors import ConfigError, StoreError
 from ma_monitor.runs.records import Measurements, Plan, RunMeta
 from ma_monitor.runs.store import Run
 from ma_monitor.sinks.base import Sink
@@ -53,6 +53,7 @@ class Observer:
         self.seconds = 0.0
         self._warned: set[tuple[str, str]] = set()
         self._emitted = False
+        self._final: int | None = None
 
     def observe(self, measurements: Measurements, *, final: bool = False) -> None:
         """Records measurements, refits and forecasts where due, and emits.
@@ -64,26 +65,26 @@ class Observer:
         run = self.run
         if run is None:
             return
-        with self._timed():
+        with self.timed():
             with self._guarded("recording a measurement"):
                 run.append(measurements)
             if len(run.steps) and run.steps[-1] == measurements.step:  # kept in memory even where the disk refuses
-                self._show(run, analysed=final or refit_due(len(run.steps)))
+                self._show(run, analysed=final or refit_due(len(run.steps)), final=final)
 
     def finish(self) -> None:
-        """Refits and forecasts from everything measured, unless the last measurement did."""
+        """Refits and forecasts from everything measured, unless the last measurement was the final one."""
         run = self.run
-        if run is None or len(run.steps) == 0 or (self.latest and self.latest.at == run.steps[-1]):
+        if run is None or len(run.steps) == 0 or self._final == run.steps[-1]:
             return
-        with self._timed():
-            self._show(run, analysed=True)
+        with self.timed():
+            self._show(run, analysed=True, final=True)
 
     def forecast(self) -> Forecast | None:
         """The forecast from everything measured so far, None before the first measurement."""
         if self.run is None or len(self.run.steps) == 0:
             return None
         if self.latest is None or self.latest.at != self.run.steps[-1]:
-            return analyse(self.run).forecast
+            return forecast_run(self.run)
         return self.latest.forecast
 
     def close(self) -> None:
@@ -109,12 +110,14 @@ class Observer:
         except (OSError, StoreError):
             _LOGGER.warning("ma_monitor: the run directory cannot be written, so this fault is not recorded there")
 
-    def _show(self, run: Run, *, analysed: bool) -> None:
-        """Emits the last measurement, with fits and forecast where those are due."""
+    def _show(self, run: Run, *, analysed: bool, final: bool) -> None:
+        """Emits the last measurement, with fits and forecast where those are due; in the end with all hypotheses."""
         analysis = None
+        if final:
+            self._final = int(run.steps[-1])
         if analysed:
             with self._guarded("the fit and forecast"):
-                analysis = self.latest = analyse(run)
+                analysis = self.latest = analyse(run, compare=final)
                 run.write_document("fits", analysis.fits_document())
                 run.write_document("forecast", analysis.forecast.to_dict())
         with self._guarded("preparing what is shown"):
@@ -135,7 +138,7 @@ class Observer:
             self.fault(what, error)
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def timed(self) -> Iterator[None]:
         """Counts the wall time spent."""
         started = time.perf_counter()
         try:
@@ -160,13 +163,12 @@ class Monitor(Observer):
         probe: Probe,
         config: MonitorConfig | None = None,
         *,
-        run_dir: str | Path,
+        run_dir: str | Path | None,
         schedule: Any = None,
         total_steps: int | None = None,
         batch: int | None = None,
         sinks: Sequence[Sink] = (),
         resume_from: int | None = None,
-        writes: bool = True,
     ) -> None:
         """Checks model and probe and opens the run.
 
@@ -174,15 +176,14 @@ class Monitor(Observer):
             model: A causal language model or anything with a residual stream; as the training calls it.
             probe: What is measured.
             config: How; the defaults work.
-            run_dir: Where the run is kept.
-            schedule: The planned learning rate: an array, a name such as ``cosine:warmup=.01``, a file, a scheduler,
-                or the ``Plan`` of another run.
+            run_dir: Where the run is kept. None keeps none: for processes that must run a sharded model's forward with
+                the others but record nothing.
+            schedule: The planned learning rate: an array, a name such as ``cosine:warmup=.01``, a file, a scheduler.
             total_steps: Planned number of updates.
             batch: Sequences per update, for the record.
             sinks: Where emissions go.
             resume_from: Continue the run in ``run_dir`` from this step, whose later measurements are superseded; None
                 starts a new run.
-            writes: False on processes that must run a sharded model's forward with the others but record nothing.
 
         Raises:
             ModelError: If the model cannot be measured.
@@ -193,18 +194,33 @@ class Monitor(Observer):
         from ma_monitor.measure.layers import context_length, describe_model
 
         super().__init__(None, config, sinks=sinks)
-        self.model = model
+        self.model: nn.Module | None = model
         self._probe = probe
-        with self._timed():
+        self._last_step: int | None = None
+        with self.timed():
             shape = describe_model(model)
             probe.check(shape.vocabulary, context_length(model))
+            plan = make_plan(schedule, total_steps, batch, from_step=resume_from or 0)
             precision = precision_of(model)
-            if writes:
-                meta = RunMeta(shape, probe.info, self.config.k, 0, self.config.ratio, precision, _versions())
-                plan = make_plan(schedule, total_steps, batch, from_step=resume_from or 0)
-                self.run = _open(Path(run_dir), meta, plan, resume_from)
-        measured = self.run is not None and len(self.run.steps) > 0
-        self._last_step = int(self.run.steps[-1]) if self.run is not None and measured else None
+            self._meta = RunMeta(shape, probe.info, self.config.k, 0, self.config.ratio, precision, _versions())
+            if run_dir is not None:
+                self.open(run_dir, plan, resume_from=resume_from)
+
+    def open(self, run_dir: str | Path, plan: Plan, *, resume_from: int | None = None) -> None:
+        """Opens the run of a monitor that was made without one.
+
+        Args:
+            run_dir: Where the run is kept.
+            plan: What is planned.
+            resume_from: As for the monitor.
+
+        Raises:
+            StoreError: As for the monitor.
+        """
+        if resume_from is None:
+            self.run = Run.create(run_dir, self._meta, plan)
+        else:
+            self.run = Run.continue_(run_dir, self._meta, plan, from_step=resume_from)
 
     def step(self, step: int, *, final: bool = False, force: bool = False) -> bool:
         """Tells the monitor that ``step`` updates are done; it measures where that is due.
@@ -223,16 +239,35 @@ class Monitor(Observer):
             return False
         self._last_step = step
         measurements = None
-        with self._timed(), self._guarded("the probe"):
+        with self.timed(), self._guarded("the probe"):
             measurements = self._measure(step)
         if measurements is not None:
-            self.observe(measurements, final=final)
+            self._take(measurements, final=final)
         return measurements is not None
+
+    def close(self) -> None:
+        """Flushes the sinks, closes the run and lets go of the model. May be called twice."""
+        super().close()
+        self.model = None
 
     def _measure(self, step: int) -> Measurements:
         from ma_monitor.measure.forward import measure
 
+        if self.model is None:
+            raise ConfigError("a closed monitor has no model to measure; make a new one with resume_from")
         return measure(self.model, self._probe, step, k=self.config.k, batch_size=self.config.batch_size)
+
+    def _take(self, measurements: Measurements, *, final: bool) -> None:
+        """Observes, unless a resumed run holds this step already.
+
+        Whether to measure is decided without looking at the run: where the forward is a collective operation, every
+        process must decide alike, and only one of them has the run.
+        """
+        if self.run is not None and len(self.run.steps) and self.run.steps[-1] == measurements.step:
+            if final:
+                self.finish()
+            return
+        self.observe(measurements, final=final)
 
 
 def make_plan(schedule: Any, total_steps: int | None, batch: int | None, *, from_step: int = 0) -> Plan:
@@ -251,12 +286,9 @@ def make_plan(schedule: Any, total_steps: int | None, batch: int | None, *, from
     return Plan(from_step, total_steps, planned.lr, batch, planned.schedule)
 
 
-def _open(path: Path, meta: RunMeta, plan: Plan, resume_from: int | None) -> Run:
-    if resume_from is None:
-        return Run.create(path, meta, plan)
-    return Run.continue_(path, meta, plan, from_step=resume_from)
-
-
 def _versions() -> dict[str, str]:
     found = {"ma_monitor": ma_monitor.__version__}
-    return found | {name: importlib.metadata.version(name) for name in _VERSIONS_OF}
+    for name in _VERSIONS_OF:
+        with suppress(importlib.metadata.PackageNotFoundError):  # built from source, or only on the path
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -281,7 +281,7 @@ def test_a_checkpoint_without_a_run_begins_one_and_says_so(
     with caplog.at_level(logging.WARNING, "ma_monitor"):
         callback = resumed(tmp_path / "out", checkpoint)
     assert the_run(callback).steps.tolist() == list(range(5, STEPS + 1))
-    assert "a new one begins here" in caplog.text
+    assert "training resumes from step 5 without its run; one begins in" in caplog.text
 
 
 def test_a_changed_schedule_is_recorded_and_the_old_plan_kept(broken_off: Path, tmp_path: Path) -> None:

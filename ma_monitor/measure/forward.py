@@ -42,6 +42,11 @@ def measure(model: nn.Module, probe: Probe, step: int, *, k: int, batch_size: in
     def read(row: int, hidden: Tensor) -> None:
         nonlocal width
         width = hidden.shape[-1]
+        if hidden.ndim == 3 and hidden.shape[1] != probe.ids.shape[1]:
+            raise ModelError(
+                f"h_{row} must have a position for every token of the probe, {probe.ids.shape[1]}, "
+                f"got {hidden.shape[1]}; a model that adds or drops positions (prompt tuning) is not supported"
+            )
         if row == len(collected):
             collected.append([])
         collected[row].append(_packed(activation_statistics(hidden, k)))
@@ -104,23 +109,10 @@ def reading_layers(layers: nn.ModuleList, read: Any) -> Iterator[set[int]]:
         return lambda _module, _args, output: take(row, output)
 
     with ExitStack() as hooks:
-        hooks.enter_context(_Handle(layers[0].register_forward_pre_hook(before_first, with_kwargs=True)))
+        hooks.callback(layers[0].register_forward_pre_hook(before_first, with_kwargs=True).remove)
         for row, layer in enumerate(layers, start=1):
-            hooks.enter_context(_Handle(layer.register_forward_hook(after(row))))
+            hooks.callback(layer.register_forward_hook(after(row)).remove)
         yield seen
-
-
-class _Handle:
-    """A hook's handle as a context manager, so that a failure half way through attaching leaves none behind."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
 
 
 def undisturbed_forward(model: nn.Module, ids: Tensor) -> None:
@@ -216,10 +208,14 @@ def random_states_kept(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each module's own training flag is put back, since a frozen part may be in evaluation."""
+    """Evaluation mode; each module's own training flag is put back, since a frozen part may be in evaluation.
+
+    Only flags are set: ``eval()`` may do more (some LoRA layers merge their weights in it), which a flag cannot undo.
+    """
     flags = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        for module, _ in flags:
+            module.training = False
         yield
     finally:
         for module, training in flags:

@@ -60,7 +60,7 @@ def describe_model(model: nn.Module) -> ModelShape:
         width=number("hidden_size"),
         heads=number("num_attention_heads"),
         vocabulary=number("vocab_size"),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=_parameter_count(model),
     )
 
 
@@ -95,6 +95,15 @@ def _depth(model: nn.Module) -> int | None:
 
 def needs_every_rank(model: nn.Module) -> bool:
     """Whether a forward is a collective operation: parameters are sharded over processes (FSDP, ZeRO-3, TP)."""
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        return True
-    return any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in model.parameters())
+    return _is_fsdp1(model) or any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def _is_fsdp1(model: nn.Module) -> bool:
+    return any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+
+
+def _parameter_count(model: nn.Module) -> int | None:
+    """Parameters of the whole model; None under FSDP1, where a process sees its own share only."""
+    if _is_fsdp1(model):
+        return None
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())  # ZeRO-3 keeps the size apart

@@ -23,7 +23,7 @@ _MIN_LENGTH = 2
 _ROWS_LOOKED_AT = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probe:
     """A fixed set of token sequences.
 
@@ -75,8 +75,10 @@ class Probe:
             source: Where the texts came from, in words.
 
         Raises:
-            ConfigError: If the texts hold fewer than two tokens a sequence.
+            ConfigError: If the texts hold fewer than two tokens a sequence, or are one string.
         """
+        if isinstance(texts, str):
+            raise ConfigError("`texts` must be a list of documents, got one string; put it into a list")
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         text = "\n\n".join(texts)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

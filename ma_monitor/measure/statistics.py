@@ -57,7 +57,8 @@ def activation_statistics(hidden: Tensor, k: int) -> Statistics:
     values = hidden.detach().float()
     magnitude = values.abs()
     is_nan = magnitude.isnan()
-    median = magnitude.flatten(1).nanmedian(dim=1).values
+    # Without `dim`: the form that also gives places is refused on CUDA under deterministic algorithms.
+    median = torch.stack([sequence.nanmedian() for sequence in magnitude])
     inf = (magnitude == torch.inf).sum(dim=(1, 2))
     magnitude.masked_fill_(is_nan, _LEFT_OUT)
     largest, index = _take_largest(magnitude, min(k, magnitude[0].numel()))

@@ -164,7 +164,7 @@ def forecast(
     Args:
         steps: Measured steps, ascending, ``[T]``.
         values: Ratios, ``[L, T]``. Points that are not finite or not above 0 are bridged; a layer with fewer than
-            ``MIN_POINTS`` others, or more gaps than points, or a constant one, is not known.
+            ``MIN_POINTS`` others, more gaps than points or a gap at its end, or a constant one, is not known.
         at: Last step to use; all by default.
         grid: Steps to forecast (those after ``at`` are kept); by default ``GRID`` equal parts up to ``until``.
         until: Last step of that grid: the scheduled end by default, or twice ``at`` where that is past or unknown.
@@ -233,13 +233,13 @@ def _grid(grid: ArrayLike | None, now: int, until: int | None, end: int | None) 
 
 
 def _bridged(steps: Floats, values: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Ratios with gaps bridged by straight lines in ln ratio, and which layers are known."""
+    """Ratios with gaps bridged by straight lines in ln ratio, and which layers are known (now, too)."""
     out = np.ones_like(values)
     known = np.zeros(len(values), dtype=bool)
     for i, row in enumerate(values):
         usable = np.isfinite(row) & (row > 1 / LARGEST) & (row < LARGEST)
         count = int(usable.sum())
-        if count < MIN_POINTS or 2 * count < row.size or np.ptp(row[usable]) == 0:
+        if count < MIN_POINTS or 2 * count < row.size or not usable[-1] or np.ptp(row[usable]) == 0:
             continue
         known[i] = True
         out[i] = row if count == row.size else np.exp(np.interp(steps, steps[usable], np.log(row[usable])))

@@ -23,8 +23,8 @@ from ma_monitor.numerics.projection import (
     to_u,
 )
 
-POINTS = 400
-"""Points that the search works on (bins beyond that); the final steps take them all."""
+_PATH_POINTS, _POINTS = 100, 400
+"""Points that the path along the valley and the steps from it work on (bins beyond that); the last steps take all."""
 _PATH_STEPS = 2
 """Newton steps in b for each node of the valley."""
 _MINIMA, _BESIDE = 6, 2
@@ -69,8 +69,8 @@ def solve(problem: Problem) -> Optimum:
     A sharp diagonal valley hides its several minima from a grid. So for every node in c the best b is followed down
     first (the valley is sharp in b, shallow in c); the lowest minima along that path are where the Newton steps start.
     """
-    small = problem.binned(POINTS)
-    valley, value = _valley(small, GRID)
+    small = problem.binned(_POINTS)
+    valley, value = _valley(problem.binned(_PATH_POINTS), GRID)
     rows, nodes = np.nonzero(_promising(value))
     point = valley[rows, nodes]
     point, state = descend(small, rows, point, small.low, small.high, 30, prune_from=3)

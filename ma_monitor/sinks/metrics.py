@@ -5,6 +5,7 @@
 | `ma/ratio/layer_07` | top-1/median of layer 7, every measurement |
 | `ma/max_ratio`, `ma/max_ratio_layer` | the largest ratio and its layer |
 | `ma/layers_past_100`, `ma/layers_past_1000` | number of layers with a ratio of at least that |
+| `ma/layers_not_finite` | number of layers whose ratio is infinite or not a number, where there are any |
 | `ma/share_identified` | share of layers whose peak or asymptote the data identify |
 | `ma/forecast/max_end`, `…_low`, `…_high` | largest ratio forecast for the planned end, with its 80 % band |
 | `ma/forecast/max_asymptote` | largest identified asymptote |
@@ -113,15 +114,17 @@ def layer_table(ratio: NDArray[np.float64], analysis: Analysis) -> Table:
 
 
 def _ratio_scalars(ratio: NDArray[np.float64]) -> dict[str, float]:
-    """Per-layer and summary scalars of one measurement, non-finite ratios left out."""
+    """Per-layer and summary scalars of one measurement; an infinite ratio counts as past every bound."""
     digits = max(2, len(str(len(ratio))))
     known = {layer: float(value) for layer, value in enumerate(ratio, start=1) if math.isfinite(value)}
     scalars = {f"ma/ratio/layer_{layer:0{digits}d}": value for layer, value in known.items()}
     if known:
         largest = max(known, key=known.__getitem__)
         scalars |= {"ma/max_ratio": known[largest], "ma/max_ratio_layer": float(largest)}
-    for bound in THRESHOLDS:
-        scalars[f"ma/layers_past_{bound}"] = float(sum(value >= bound for value in known.values()))
+    if not np.isnan(ratio).all():
+        scalars |= {f"ma/layers_past_{bound}": float((ratio >= bound).sum()) for bound in THRESHOLDS}
+    if len(known) < len(ratio):
+        scalars["ma/layers_not_finite"] = float(len(ratio) - len(known))
     return scalars
 
 

@@ -5,8 +5,8 @@ as reporters come first, and ``Trainer.log`` has side effects on the training (s
 is asked who reports, and each is served through its own public means: ``wandb.run``, ``tb_writer``, ``on_log``.
 
 Everything that transformers does not promise is in this module: that the frame that calls a callback is
-``CallbackHandler.call_event`` (`find_handler`), that the handler keeps its callbacks in a list, ``callbacks``, and that
-``INTEGRATION_TO_CALLBACK`` names the reporters.
+``CallbackHandler.call_event`` (`find_handler`) and the training loop's ``_inner_training_loop`` (`training_loop`), that
+the handler keeps its callbacks in a list, ``callbacks``, and that ``INTEGRATION_TO_CALLBACK`` names the reporters.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import CallbackHandler
 
@@ -54,6 +55,22 @@ def is_reporter(callback: TrainerCallback) -> bool:
     """Whether transformers knows the callback as a reporter that takes scalars by ``on_log``."""
     known = isinstance(callback, tuple(INTEGRATION_TO_CALLBACK.values()))
     return known and type(callback).on_log is not TrainerCallback.on_log
+
+
+def training_loop() -> tuple[Trainer | None, Path | None]:
+    """The Trainer that is calling, and the checkpoint it resumes from; for ``on_train_begin`` only.
+
+    No event carries either; both are locals of the training loop's frame. That frame holds no batch then, so reading
+    it keeps nothing alive. Where it is not found, ``attach`` and the default folder of checkpoints stand in.
+    """
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        if frame.f_code.co_name == "_inner_training_loop":
+            trainer, checkpoint = frame.f_locals.get("self"), frame.f_locals.get("resume_from_checkpoint")
+            if isinstance(trainer, Trainer):
+                return trainer, Path(checkpoint) if isinstance(checkpoint, str) else None
+        frame = frame.f_back
+    return None, None
 
 
 class TrainerSinks:
