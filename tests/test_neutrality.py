@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ma_monitor import MassiveActivationCallback, MonitorConfig
-from tests.training import STEPS, Result, train
+from tests.training import STEPS, Result, Rows, train
 
 STRICT = MonitorConfig(every=3, strict=True)
 DUE = [0, 1, 2, 3, 4, 6, 8, 9, 12]
@@ -22,6 +24,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gradient_checkpointing": {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    },
+    "reentrant_checkpointing": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
     },
     "bf16_autocast": {"bf16": True},
     "torch_compile": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
@@ -56,8 +62,6 @@ def hooks(result: Result) -> list[tuple[str, int]]:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # dataloader workers under a threaded test runner
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # the name that older versions know
 def test_training_is_bit_identical(setting: str, tmp_path: Path) -> None:
-    from tests.training import Rows
-
     changes = SETTINGS[setting]
     if "eval_strategy" in changes:
         changes = changes | {"eval_dataset": Rows(8)}
@@ -72,6 +76,22 @@ def test_training_is_bit_identical(setting: str, tmp_path: Path) -> None:
     assert callback.monitor.run.steps.tolist() == DUE
     assert len(once.losses) >= STEPS
     assert hooks(watched) == hooks(once)
+
+
+class Draws(Rows):
+    """Rows that draw from every generator when they are read, as augmentation does."""
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        random.random()
+        np.random.rand()
+        torch.rand(1)
+        return super().__getitem__(index)
+
+
+def test_reading_a_probe_from_rows_that_draw_random_numbers_draws_none(tmp_path: Path) -> None:
+    once = train(tmp_path / "once", [], eval_dataset=Draws(12))
+    watched = train(tmp_path / "watched", [MassiveActivationCallback(STRICT)], eval_dataset=Draws(12))
+    assert same(once, watched)
 
 
 def test_a_training_that_is_disturbed_is_noticed(tmp_path: Path) -> None:

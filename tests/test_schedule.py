@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -290,6 +291,47 @@ def test_a_real_trainers_state_gives_the_rates_it_used(tmp_path: Path) -> None:
     state = _rates(tmp_path / "checkpoint-12" / "trainer_state.json", None)
     live = _rates(trainer.lr_scheduler, 12)
     np.testing.assert_allclose(state[:12], live[:12], rtol=1e-12)
+
+
+def _npy(values: NDArray[np.float64]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def _npz(method: int | None = None) -> bytes:
+    """An archive whose ``lr`` is not what it says: corrupt, or of a compression method that nobody knows."""
+    file = io.BytesIO()
+    np.savez_compressed(file, lr=np.linspace(1.0, 0.1, TOTAL))
+    data = bytearray(file.getvalue())
+    if method is None:
+        data[data.index(b"lr.npy") + 40 : data.index(b"lr.npy") + 60] = b"\xff" * 20
+    for at in (data.index(b"PK\x03\x04") + 8, data.index(b"PK\x01\x02") + 10):
+        data[at] = data[at] if method is None else method
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("empty.npy", b"", "EOFError"),
+        ("cut.npy", _npy(np.ones(TOTAL))[:150], "ValueError"),
+        ("cut.npz", _npz()[:60], "BadZipFile"),
+        ("corrupt.npz", _npz(), "error"),
+        ("unknown.npz", _npz(method=97), "NotImplementedError"),
+        ("short.csv", b"step,lr\n0,1.0\n1\n", "IndexError"),
+        ("words.json", b'{"log_history": ["learning_rate"]}', "AttributeError"),
+        ("deep.json", b"[" * 200_000, "RecursionError"),
+        ("endless.json", b'{"log_history": [{"step": 1, "learning_rate": 1}], "max_steps": 1e999}', "OverflowError"),
+        ("binary.json", b"\xff\xfe", "UnicodeDecodeError"),
+    ],
+)
+def test_whatever_is_wrong_with_a_file_is_one_message(tmp_path: Path, name: str, content: bytes, error: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    suffix = Path(name).suffix
+    rule = rf"a file of rates must be readable as {suffix}, but .*{name} is not \({error}\(.*\)\); check the file"
+    with pytest.raises(ConfigError, match=rule):
+        planned_rates(tmp_path / name, TOTAL if name != "endless.json" else None)
 
 
 def test_the_module_loads_no_torch() -> None:

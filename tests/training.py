@@ -96,7 +96,7 @@ def result_of(trainer: Trainer) -> Result:
         (row["step"], {k: v for k, v in row.items() if not k.endswith(timings)}) for row in trainer.state.log_history
     ]
     legacy: Any = np.random.get_state()
-    states = random.getstate(), legacy[1].tolist(), torch.get_rng_state().tolist()
+    states = random.getstate(), legacy[1].tolist(), legacy[2:], torch.get_rng_state().tolist()
     assert trainer.model is not None
     weights = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
     return Result(weights, losses, states, trainer)

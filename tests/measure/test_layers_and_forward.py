@@ -129,6 +129,77 @@ def test_leaves_no_trace() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+class DrawsInEvaluation(nn.Module):
+    """A block that draws from every generator even in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Identity()])
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        noise = random.random() + np.random.rand() + torch.rand(*ids.shape, 2)
+        return self.layers[0](noise * self.scale)
+
+
+def test_random_states_are_put_back_even_where_a_block_draws_in_evaluation() -> None:
+    states = random.getstate(), numpy_state(), torch.get_rng_state()
+    measure(DrawsInEvaluation(), PROBE, 0, k=1)
+    assert random.getstate() == states[0]
+    assert numpy_state() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_dropout_is_off_in_the_probe() -> None:
+    model = tiny(attention_dropout=0.5, hidden_dropout=0.5)
+    evaluated = measure(model.eval(), PROBE, 0, k=1)
+    np.testing.assert_array_equal(measure(model.train(), PROBE, 0, k=1).top, evaluated.top)
+
+
+def test_nothing_is_compiled_and_the_forward_is_a_cheap_one() -> None:
+    from torch._dynamo.utils import counters
+
+    seen: list[dict[str, Any]] = []
+    model = tiny()
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: (seen.append(kwargs), forward(*args, **kwargs))[1]
+    compiled: Any = torch.compile(model, backend="eager")
+    counters.clear()
+    measure(compiled, PROBE, 0, k=1)
+    assert sum(counters["stats"].values()) == 0
+    assert seen == [{"use_cache": False, "logits_to_keep": 1}]
+
+
+def test_modules_that_act_in_eval_are_left_as_they_are() -> None:
+    """loralib's layers merge their weights in ``train(False)``; only the flag may change."""
+
+    class Merges(nn.Identity):
+        merged = 0
+
+        def train(self, mode: bool = True) -> Any:
+            Merges.merged += 1
+            return super().train(mode)
+
+    model = tiny().train()
+    model.gpt_neox.layers[0].extra = Merges()
+    before = Merges.merged
+    measure(model, PROBE, 0, k=1)
+    assert Merges.merged == before
+
+
+def test_added_positions_are_refused() -> None:
+    class Prompted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Identity()])
+
+        def forward(self, ids: torch.Tensor) -> Any:
+            return self.layers[0](torch.zeros(len(ids), ids.shape[1] + 2, 4))
+
+    with pytest.raises(ModelError, match="a position for every token of the probe, 9, got 11"):
+        measure(Prompted(), PROBE, 0, k=1)
+
+
 def test_leaves_no_trace_when_a_block_fails() -> None:
     model = tiny().train()
     broken = model.gpt_neox.layers[2]

@@ -92,6 +92,11 @@ def test_refuses_texts_that_are_too_short() -> None:
         Probe.from_texts(["word"], Words())
 
 
+def test_refuses_one_string_for_a_list_of_texts() -> None:
+    with pytest.raises(ConfigError, match="a list of documents, got one string"):
+        Probe.from_texts("one string", Words())
+
+
 def test_refuses_rows_without_ids() -> None:
     with pytest.raises(ConfigError, match="must hold `input_ids`"):
         Probe.from_rows([{"text": "a"}])
