@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit, wrightomega
 
 from ma_monitor.numerics.noise import PARAMETERS, noise_factors
-from ma_monitor.numerics.projection import BLOCK, Floats, Index, Problem, columns, project, to_b
+from ma_monitor.numerics.projection import BLOCK, Floats, Index, Problem, columns, dots, project, to_b
 from ma_monitor.numerics.search import Optimum, descend
 
 LEVELS = 0.8, 0.95
@@ -157,7 +157,7 @@ class _Tally:
 def _examine_block(problem: Problem, rows: Index, point: Floats, limits: list[Floats], tallies: list[_Tally]) -> None:
     """Adds what the nodes at ``point [P, 2]`` (of the series ``rows``) admit at each level, by limits ``[3, L]``."""
     at = columns(problem, point[:, 0], point[:, 1])
-    residual = (at.stack[:, 2] ** 2).sum(axis=1)
+    residual = dots(at.residual, at.residual)
     whole = _Node(to_b(point[:, 0]), np.exp(point[:, 1]), at.triangle, at.along, residual)
     end = float(problem.s[-1])
     for limit, tally in zip(limits, tallies, strict=True):

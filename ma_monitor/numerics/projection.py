@@ -187,14 +187,18 @@ class Columns:
     """The columns X at one (b, c) per problem, orthonormalised: X = QR with Q = (root, q1, q2).
 
     Attributes:
-        stack: q1, q2 and y's residual, ``[P, 3, n]``.
+        q1: First orthonormal column, ``[P, n]``.
+        q2: Second one, ``[P, n]``.
+        residual: What they leave of y, ``[P, n]``.
         decay: e^(-bs), times ``root``, ``[P, n]``.
         second: X₂, times ``root``, ``[P, n]``.
         triangle: r01, r02, r11, r12, r22, ``[5, P]``; infinite on the diagonal for a column that is left out.
         along: Components of y along q1 and q2, ``[2, P]``.
     """
 
-    stack: Floats
+    q1: Floats
+    q2: Floats
+    residual: Floats
     decay: Floats
     second: Floats
     triangle: Floats
@@ -230,15 +234,13 @@ class State:
 def columns(problem: Problem, u: Floats, v: Floats) -> Columns:
     """The columns at one (u, v) per series of the problem; modified Gram-Schmidt with one second pass."""
     s, root, y = problem.s, problem.root, problem.y
-    exponent = -to_b(u)[:, None] * s
-    decay = np.exp(exponent)
-    decay *= root
+    q1 = -to_b(u)[:, None] * s
+    np.expm1(q1, out=q1)
+    decay = (q1 + 1) * root
+    q1 *= -root
     second = np.log1p(s / np.exp(v)[:, None])
     second *= decay
-    stack = np.empty((len(u), 3, len(s)))
-    q1, q2, residual = (stack[:, i] for i in range(3))
-    np.multiply(np.expm1(exponent, out=exponent), -root, out=q1)
-    q2[:] = second
+    q2 = second.copy()
     r01, r02 = dots(q1, root), dots(q2, root)
     q1 -= r01[:, None] * root
     q2 -= r02[:, None] * root
@@ -253,9 +255,9 @@ def columns(problem: Problem, u: Floats, v: Floats) -> Columns:
     r22[r22 < RANK] = np.inf
     q2 /= r22[:, None]
     g1, g2 = dots(q1, y), dots(q2, y)
-    np.subtract(y, g1[:, None] * q1, out=residual)
+    residual = y - g1[:, None] * q1
     residual -= g2[:, None] * q2
-    return Columns(stack, decay, second, np.stack([r01, r02, r11, r12 + rest, r22]), np.stack([g1, g2]))
+    return Columns(q1, q2, residual, decay, second, np.stack([r01, r02, r11, r12 + rest, r22]), np.stack([g1, g2]))
 
 
 def project(problem: Problem, rows: Index, point: Floats) -> State:
@@ -283,37 +285,27 @@ def _project_block(problem: Problem, u: Floats, v: Floats) -> State:
     r01, r02, r11, r12, r22 = at.triangle
     a2 = at.along[1] / r22
     a1 = (at.along[0] - r12 * a2) / r11
-    zero = np.zeros_like(a1)
-    s, residual = problem.s, at.stack[:, 2]
+    s, root, residual = problem.s, problem.root, at.residual
     share = s / (np.exp(v)[:, None] + s)
-    derivatives = np.stack([s * at.decay, -s * at.second, -share * at.decay], 1)  # ∂X₁/∂b, ∂X₂/∂b, ∂X₂/∂ln c
-    turned = derivatives.transpose(0, 2, 1)
-    inner = at.stack @ turned  # [P, 3, 3]
-    bent = ((residual * s)[:, None] @ turned)[:, 0]
-    curved = dots(residual * (1 - share), derivatives[:, 2])
-
-    combine = np.stack([np.stack([a1, a2, zero], 1), np.stack([zero, zero, a2], 1)], 1)  # fᵢ from the derivatives
-    slope = (combine @ inner[:, 2, :, None])[..., 0]  # fᵢ·r
-    products = combine @ (derivatives @ turned) @ combine.transpose(0, 2, 1)
-    constant = dots(derivatives, problem.root[:, None])
-    along = combine @ np.stack([constant, inner[:, 0], inner[:, 1]], 2)  # Qᵀfᵢ
-    z1 = np.stack([inner[:, 2, 0] / r11, zero], 1)
-    z2 = np.stack([(inner[:, 2, 1] - r12 * z1[:, 0]) / r22, inner[:, 2, 2] / r22], 1)
-    mixed = along - np.stack([np.zeros_like(z1), z1, z2], 2)
-    second = np.empty_like(products)  # r·fᵢⱼ
-    second[:, 0, 0] = -(a1 * bent[:, 0] + a2 * bent[:, 1])
-    second[:, 0, 1] = second[:, 1, 0] = -a2 * bent[:, 2]
-    second[:, 1, 1] = -a2 * curved
-
+    by_b1, by_b2, by_v2 = s * at.decay, -s * at.second, -share * at.decay  # ∂X₁/∂b, ∂X₂/∂b, ∂X₂/∂ln c
+    fb, fv = a1[:, None] * by_b1 + a2[:, None] * by_b2, a2[:, None] * by_v2
+    r_b1, r_b2, r_v2 = dots(residual, by_b1), dots(residual, by_b2), dots(residual, by_v2)
+    z1 = r_b1 / r11
+    z2 = (r_b2 - r12 * z1) / r22
+    mb = dots(fb, root), dots(at.q1, fb) - z1, dots(at.q2, fb) - z2
+    mv = dots(fv, root), dots(at.q1, fv), dots(at.q2, fv) - r_v2 / r22
+    # The second derivatives of X bring factors of -s and of share - 1: r·f_bb = -(rs)·f_b, and so on.
+    turned = residual * s
+    bb = dots(fb, fb) + dots(turned, fb) - sum(m * m for m in mb)
+    bv = dots(fb, fv) + dots(turned, fv) - sum(m * n for m, n in zip(mb, mv, strict=True))
+    vv = dots(fv, fv) + dots(residual * (1 - share), fv) - sum(m * m for m in mv)
     by_u = to_b(u) + _B_KNEE  # db/du, and also d²b/du²
-    chain = np.stack([by_u, np.ones_like(by_u)], 1)
-    outer = chain[:, :, None] * chain[:, None, :]
-    hessian = (products - second - mixed @ mixed.transpose(0, 2, 1)) * outer
-    hessian[:, 0, 0] -= slope[:, 0] * by_u
+    slope = -(a1 * r_b1 + a2 * r_b2)
+    uu = bb * by_u**2 + slope * by_u
     return State(
         value=0.5 * dots(residual, residual),
-        gradient=-slope * chain,
-        hessian=hessian,
+        gradient=np.stack([slope * by_u, -a2 * r_v2], axis=1),
+        hessian=np.stack([uu, bv * by_u, bv * by_u, vv], axis=1).reshape(-1, 2, 2),
         coefficients=np.stack([-(r01 * a1 + r02 * a2), a1, a2], axis=1),
     )
 

@@ -23,7 +23,7 @@ from ma_monitor.numerics.projection import (
     to_u,
 )
 
-_PATH_POINTS, _POINTS = 100, 400
+_PATH_POINTS, _POINTS = 150, 400
 """Points that the path along the valley and the steps from it work on (bins beyond that); the last steps take all."""
 _PATH_STEPS = 2
 """Newton steps in b for each node of the valley."""
