@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -178,15 +179,16 @@ class MassiveActivationCallback(TrainerCallback):
         for candidate in (*self._known(path, state), copy):
             if not _holds_run(candidate):
                 continue
+            target = _free(path) if candidate == copy else candidate
             try:
-                target = candidate
                 if candidate == copy:
-                    target = _free(path)
                     with Run.open(copy) as run:
                         run.copy_to(target)
                 monitor.open(target, plan, resume_from=resumed)
                 return
             except StoreError as refused:
+                if candidate == copy:
+                    shutil.rmtree(target, ignore_errors=True)
                 if self.config.strict:
                     raise
                 _LOGGER.warning("ma_monitor: the run in %s is not continued. %s", candidate, refused)

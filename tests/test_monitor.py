@@ -174,6 +174,37 @@ def test_odd_series_never_stop_it_and_never_log_what_is_not_a_number(value: floa
     assert "NaN" not in (tmp_path / "forecast.json").read_text()
 
 
+def test_a_run_that_diverges_shows(tmp_path: Path) -> None:
+    sink = MemorySink()
+    observer = Observer(Run.create(tmp_path, META, PLAN), STRICT, sinks=[sink])
+    for step in range(10):
+        measured = made_up(step)
+        if step >= 8:
+            measured.top[2] = np.inf
+        if step == 9:
+            measured.top[1:] = np.nan
+        observer.observe(measured)
+    observer.close()
+    good, infinite, lost = (sink.emissions[step].scalars for step in (7, 8, 9))
+    assert "ma/layers_not_finite" not in good
+    assert (infinite["ma/layers_not_finite"], infinite["ma/layers_past_1000"]) == (1, 1)
+    assert infinite["ma/max_ratio_layer"] == 3
+    assert lost["ma/layers_not_finite"] == LAYERS
+    assert not {"ma/max_ratio", "ma/layers_past_100"} & lost.keys()
+
+
+def test_a_trained_model_that_holds_its_activations_is_settled(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, META, PLAN)
+    observer = Observer(run, STRICT)
+    rng = np.random.default_rng(0)
+    for step in range(0, 60, 2):
+        top = 300 * rng.uniform(0.99, 1.01, (LAYERS + 1, SEQUENCES, RANKS))
+        observer.observe(Measurements.from_statistics(step, top, np.ones(top.shape[:2])), final=step == 58)
+    observer.close()
+    assert observer.latest is not None
+    assert {fit.trajectory_class.value for fit in observer.latest.fits} == {"settled"}
+
+
 def test_fewer_than_six_points_give_no_numbers(tmp_path: Path) -> None:
     run, sink = observed(tmp_path, [0, 1, 2])
     assert all("ma/forecast/max_end" not in emission.scalars for emission in sink.emissions)
