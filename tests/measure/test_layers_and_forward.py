@@ -162,7 +162,12 @@ def test_nothing_is_compiled_and_the_forward_is_a_cheap_one() -> None:
     seen: list[dict[str, Any]] = []
     model = tiny()
     forward = model.forward
-    model.forward = lambda *args, **kwargs: (seen.append(kwargs), forward(*args, **kwargs))[1]
+
+    def remembers(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs)
+        return forward(*args, **kwargs)
+
+    model.forward = remembers
     compiled: Any = torch.compile(model, backend="eager")
     counters.clear()
     measure(compiled, PROBE, 0, k=1)
