@@ -389,7 +389,7 @@ def main() -> None:
         "runs": sorted(runs),
         "speed": speed(runs, 5 if options.quick else 30),
         "table_5": table_5(runs),
-        "coverage": coverage(30 if options.quick else 200),
+        "coverage": coverage(30 if options.quick else 300),
         "foresight": foresight(runs),
         "box": box(runs),
         "optimum": optimum(runs, 24 if options.quick else 240, 100 if options.quick else 1000),

@@ -38,7 +38,8 @@ def effective_points(s: Floats, residual: Floats) -> Floats:
 
     ρ is the correlation of neighbouring errors. That of the residuals ``[L, n]`` (each in units of its own noise) is
     lower: each of the curve's five parameters takes up a share φ/5 = (1 + ρ)/(1 - ρ)/n of the slow part of the noise,
-    so that theirs is (ρ - φ)/(1 - φ). This is inverted; ρ is never below 0. Points at equal times s count as one.
+    so that theirs is (ρ - φ)/(1 - φ), less the 2ρ/n by which any estimate of it falls short (Kendall 1954). This is
+    inverted; ρ is never below 0. Points at equal times s count as one.
     """
     _, start = np.unique(s, return_index=True)
     count = np.diff(np.append(start, len(s)))
@@ -49,7 +50,7 @@ def effective_points(s: Floats, residual: Floats) -> Floats:
     rho = np.clip(seen, 0.0, 0.9)
     for _ in range(20):
         taken = np.minimum(PARAMETERS * (1 + rho) / (1 - rho) / n, _MOST_TAKEN)
-        rho = np.clip(seen + taken * (1 - seen), 0.0, 0.9)
+        rho = np.clip(seen + taken * (1 - seen) + 2 * rho / n, 0.0, 0.9)
     return np.asarray(n * (1 - rho) / (1 + rho))
 
 

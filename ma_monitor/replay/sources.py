@@ -16,7 +16,9 @@ from typing import Protocol
 
 from ma_monitor.errors import SourceError
 
-STEP_NAME = re.compile(r"(?:.*[-_])?(?:checkpoint-|step[-_]?)(\d+)(?:-tokens\d+[KMBT])?")
+STEP_NAME = re.compile(r"(?P<prefix>.*[-_])?(?:checkpoint-|step[-_]?)(?P<step>\d+)(?:-tokens\d+[KMBT])?")
+UNFINISHED = "tmp-"
+"""How the name of a checkpoint begins that a Trainer is still writing, or died over."""
 TOKENIZER_FILES = re.compile(r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..+|merges\.txt")
 REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -60,7 +62,7 @@ class Source(Protocol):
 def step_of(name: str) -> int | None:
     """Step that the name of a folder or revision tells (``checkpoint-500``, ``step1000``, ``step500-tokens2B``)."""
     match = STEP_NAME.fullmatch(name)
-    return int(match[1]) if match else None
+    return int(match["step"]) if match else None
 
 
 def open_source(text: str, revisions: str = "all") -> Source:
@@ -160,6 +162,8 @@ def folder_source(root: Path) -> FolderSource:
 
 def _missing_from(folder: Path) -> str | None:
     """What a checkpoint's folder lacks, None if it is whole."""
+    if folder.name.startswith(UNFINISHED):
+        return f"half written, its name begins with {UNFINISHED}"
     if not (folder / "config.json").is_file():
         return "half written, there is no config.json"
     for kind in ("model.safetensors", "pytorch_model.bin"):
@@ -182,10 +186,19 @@ def _missing_shards(index: Path) -> str | None:
 
 
 def one_per_step(found: Iterable[Checkpoint], problems: list[str]) -> tuple[Checkpoint, ...]:
-    """Checkpoints in step order; of two with one step the first by name is kept and the other named."""
+    """Checkpoints in step order.
+
+    Of two with one step the one without a prefix is kept, else the first by name, and the other named.
+    """
     kept: dict[int, Checkpoint] = {}
-    for checkpoint in sorted(set(found)):
+    for checkpoint in sorted(set(found), key=lambda c: (c.step, _prefixed(c.name), c.name)):
         first = kept.setdefault(checkpoint.step, checkpoint)
         if first is not checkpoint:
             problems.append(f"{checkpoint.name} left out: {first.name} is of the same step")
     return tuple(kept.values())
+
+
+def _prefixed(name: str) -> bool:
+    """Whether something stands before what tells the step, as in ``backup-checkpoint-10``."""
+    match = STEP_NAME.fullmatch(name)
+    return match is not None and match["prefix"] is not None

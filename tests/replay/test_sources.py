@@ -126,6 +126,30 @@ def test_two_checkpoints_of_one_step_give_one_and_a_problem(tmp_path: Path) -> N
     assert source.problems == ("step5 left out: checkpoint-5 is of the same step",)
 
 
+@pytest.mark.parametrize("copy", ["backup-checkpoint-10", "a_step10", "zz-checkpoint-10"])
+def test_a_name_without_a_prefix_goes_before_one_with(tmp_path: Path, copy: str) -> None:
+    write_checkpoint(tmp_path / copy)
+    assert folder_source(tmp_path).checkpoints == (Checkpoint(10, copy),)
+    write_checkpoint(tmp_path / "checkpoint-10")
+
+    source = folder_source(tmp_path)
+
+    assert source.checkpoints == (Checkpoint(10, "checkpoint-10"),)
+    assert source.problems == (f"{copy} left out: checkpoint-10 is of the same step",)
+
+
+def test_a_checkpoint_that_was_being_written_is_left_out_and_named(tmp_path: Path) -> None:
+    unfinished = write_checkpoint(tmp_path / "tmp-checkpoint-20")
+    write_checkpoint(tmp_path / "checkpoint-10")
+
+    source = folder_source(tmp_path)
+
+    assert source.checkpoints == (Checkpoint(10, "checkpoint-10"),)
+    assert source.problems == ("tmp-checkpoint-20 left out: half written, its name begins with tmp-",)
+    with pytest.raises(SourceError, match="tmp-checkpoint-20 left out: half written"):
+        folder_source(unfinished)
+
+
 def test_a_folder_without_checkpoints_is_refused_with_what_was_found(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="must hold checkpoint-<step>"):
         folder_source(tmp_path)
