@@ -46,12 +46,11 @@ WORSE, FLOOR = 1e-6, 1e-12
 
 @dataclass(frozen=True)
 class Series:
-    """One trajectory, where it comes from, and whether it is a real one."""
+    """One trajectory and where it comes from."""
 
     name: str
     t: Floats
     y: Floats
-    real: bool
 
 
 def load_runs(directory: Path) -> dict[str, tuple[Floats, Floats]]:
@@ -86,7 +85,7 @@ def synthetic(rng: np.random.Generator, number: int) -> Series:
     noise = float(rng.choice([0, 0.001, 0.02, 0.05, 0.1])) if kind != "flat" else float(rng.uniform(0.01, 0.1))
     clean = np.asarray(shapes[kind](), dtype=np.float64)
     name = f"{kind}, {len(t)} {'linear' if linear else 'log'}, {noise:.1%}"
-    return Series(name, t, clean * (1 + noise * rng.standard_normal(len(t))), False)
+    return Series(name, t, clean * (1 + noise * rng.standard_normal(len(t))))
 
 
 def boxed(series: Series, beta: float, tau0: float) -> float:
@@ -160,7 +159,7 @@ def by_curve_fit(series: Series, equation: int, evaluations: int | None) -> tupl
 def optimum(runs: dict[str, tuple[Floats, Floats]], curves: int, evaluations: int) -> dict[str, Any]:
     """Residual sums of the fit against the best of the references on every curve."""
     rng = np.random.default_rng(1)
-    every = [Series(f"{name}, layer {i + 1}", t, y[i], True) for name, (t, y) in runs.items() for i in range(len(y))]
+    every = [Series(f"{name}, layer {i + 1}", t, y[i]) for name, (t, y) in runs.items() for i in range(len(y))]
     every += [synthetic(rng, number) for number in range(curves)]
     worst, misses, solved = -np.inf, [], {"9": 0, "14": 0}
     excess: dict[str, list[float]] = {"9": [], "14": [], "evolution": []}
@@ -182,7 +181,6 @@ def optimum(runs: dict[str, tuple[Floats, Floats]], curves: int, evaluations: in
             excess[name].append((value - own) / total)
     return {
         "curves": len(every),
-        "real": sum(series.real for series in every),
         "worse_than_best_reference": misses,
         "largest_relative_excess_after_floor": worst,
         "curve_fit_max_nfev": evaluations,
@@ -222,7 +220,7 @@ def speed(runs: dict[str, tuple[Floats, Floats]], repeat: int) -> dict[str, Any]
             "curves_peak_memory_mb": memory / 2**20,
         }
     own = result["36 layers x 154"]["curves_ms"] / 36
-    every = [Series(name, t, row, True) for name, (t, y) in runs.items() for row in y]
+    every = [Series(name, t, row) for name, (t, y) in runs.items() for row in y]
     reference = {}
     for label, evaluations in (("default", None), ("20000", 20_000)):
         taken, solved = [], 0
@@ -336,17 +334,15 @@ def foresight(runs: dict[str, tuple[Floats, Floats]]) -> dict[str, Any]:
         seen = t <= 0.6 * t[-1]
         pairs = zip(fit_trajectories(t[seen], y[:, seen]), fit_trajectories(t, y), strict=True)
         for number, (early, late) in enumerate(pairs, start=1):
-            end = float(y[number - 1, -5:].mean())
             layers.append(
                 {
                     "run": run,
                     "layer": number,
-                    "class_at_60": early.trajectory_class.value,
-                    "class_at_end": late.trajectory_class.value,
+                    "class_at_60_and_end": (early.trajectory_class.value, late.trajectory_class.value),
                     "asymptote_identified": early.asymptote.identified,
                     "asymptote": [early.asymptote.low, early.asymptote.value, early.asymptote.high],
                     "asymptote_at_end": late.asymptote.value,
-                    "mean_of_last_5": end,
+                    "mean_of_last_5": float(y[number - 1, -5:].mean()),
                     "peak_identified": early.peak.identified,
                 }
             )
@@ -394,8 +390,7 @@ def main() -> None:
         "box": box(runs),
         "optimum": optimum(runs, 24 if options.quick else 240, 100 if options.quick else 1000),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
+    print(text := json.dumps(result, indent=1))
     if not options.quick:
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(text + "\n", encoding="utf-8")
