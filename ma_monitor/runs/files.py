@@ -75,9 +75,15 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
         new = Path(beside) / "new"
         new.mkdir()
         write(new)
+        old = Path(beside) / "old"
         if folder.exists():
-            folder.rename(Path(beside) / "old")
-        new.rename(folder)
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
 
 
 def write_json(path: Path, document: dict[str, Any], *, sync: bool = False) -> None:

@@ -322,15 +322,15 @@ class Run:
     def copy_to(self, folder: str | Path) -> None:
         """Makes a compact copy, all that is needed to go on: the metadata and what is not superseded.
 
-        It is written beside and renamed, so that the folder holds a whole run or is not there. A run that is already
-        there is replaced.
+        It is written beside and renamed, so that the folder holds a whole run or is not there. A copy that is already
+        there is replaced; a run with a diary of its own is no copy.
 
         Raises:
             StoreError: If the folder holds something else than a copy of a run, or cannot be written.
         """
         folder = Path(folder)
-        ours = (folder / META).exists() and folder.resolve() != self.path.resolve()
-        if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        copy = (folder / META).exists() and not (folder / EVENTS).exists() and folder.resolve() != self.path.resolve()
+        if folder.exists() and not copy and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(
                 f"{folder}: a copy would destroy what is there, and it is no copy of a run; use another folder"
             )

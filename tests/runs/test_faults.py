@@ -289,6 +289,28 @@ def test_a_full_disk_leaves_documents_copies_and_exports_as_they_were(tmp_path: 
             assert file.read_bytes() == content
 
 
+def test_a_copy_that_cannot_take_its_place_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    with Run.create(tmp_path / "run", META, PLAN) as run:
+        run.copy_to(tmp_path / "copy")
+        before = {file.name: file.read_bytes() for file in (tmp_path / "copy").iterdir()}
+        run.append(make_measurements(0, META))
+        monkeypatch.setattr(Path, "rename", refuse)
+        for target in ("copy", "first"):
+            with pytest.raises(StoreError, match=rf"{target}: cannot be written \(Input/output error\)"):
+                run.copy_to(tmp_path / target)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "copy").iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "copy"}
+
+
 def test_a_sync_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.create(tmp_path / "run", META, None)
 

@@ -453,15 +453,20 @@ def test_a_copy_destroys_nothing(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine").write_text("x")
     (tmp_path / "file").write_text("x")
-    for target in (tmp_path / "other", tmp_path / "file", run.path, tmp_path / "other" / ".." / "run"):
+    another = make_run(tmp_path / "another", range(3))
+    held = tree(another)
+    for target in (tmp_path / "other", tmp_path / "file", run.path, tmp_path / "other" / ".." / "run", another):
         with pytest.raises(StoreError, match="a copy would destroy what is there"):
             run.copy_to(target)
     with pytest.raises(StoreError, match="cannot be written"):
         run.copy_to(tmp_path / "file" / "ma_monitor")
     (tmp_path / "empty").mkdir()
     run.copy_to(tmp_path / "empty")
-    assert tree(run.path) == before
-    assert contents(Run.open(tmp_path / "empty")) == contents(run)
+    copy = Run.open(tmp_path / "empty")
+    with pytest.raises(StoreError, match="a copy would destroy what is there"):
+        copy.copy_to(tmp_path / "empty")
+    assert (tree(run.path), tree(another)) == (before, held)
+    assert contents(copy) == contents(run)
 
 
 def test_documents_come_back_and_are_replaced(tmp_path: Path) -> None:
