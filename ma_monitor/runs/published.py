@@ -73,10 +73,12 @@ def read_published(path: str | Path) -> list[Published]:
         One entry a model, by name.
 
     Raises:
-        SourceError: If nothing usable is there.
+        SourceError: If nothing is there, or nothing usable.
     """
     path = Path(path)
     try:
+        if not path.exists():
+            raise SourceError(f"{path}: no measurements, for there is no such file or folder")
         models = [_read_model(path)] if _is_model(path) else [_read_model(c) for c in _children(path) if _is_model(c)]
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -97,12 +99,16 @@ def import_run(path: str | Path, out: str | Path) -> list[Imported]:
         out: Directory of the run; of several models, ``out/<model>`` each.
 
     Raises:
-        SourceError: If nothing usable is there.
+        SourceError: If nothing usable is there, or two models have one name (then no run is made).
         StoreError: If a run is there already (then none is made), or the disk refuses.
     """
     models = read_published(path)
     targets = [Path(out) if len(models) == 1 else Path(out) / model.name for model in models]
-    for target in targets:
+    for target, count in Counter(targets).items():
+        if count > 1:
+            raise SourceError(
+                f"{path}: each model becomes a run of its name, but {count} would be {target}; rename one"
+            )
         refuse_run(target)
     return [_write(model, target) for model, target in zip(models, targets, strict=True)]
 

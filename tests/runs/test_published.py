@@ -176,12 +176,18 @@ def test_every_float_comes_back_to_its_last_bit(
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("[[[]]]")
-    for path in (tmp_path / "empty", tmp_path / "file.txt", tmp_path / "gone"):
+    for path in (tmp_path / "empty", tmp_path / "file.txt"):
         with pytest.raises(SourceError, match=rf"{path}: no measurements; expected pythia_<size>/stats/"):
             read_published(path)
     write_step(tmp_path / "pythia_1b" / "stats", 0, "[")
     with pytest.raises(SourceError, match=r"found: exp2_pythia-14m_step0: not a literal list"):
         read_published(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gone", "gone.npz", "gone/stats"])
+def test_what_is_not_there_is_said_to_be_missing(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceError, match=rf"{name}: no measurements, for there is no such file or folder"):
+        read_published(tmp_path / name)
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +325,17 @@ def test_an_import_over_a_run_makes_none(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="pythia_70m: already holds a run"):
         import_run(tmp_path / "data", tmp_path / "runs")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pythia_70m"]
+
+
+def test_two_models_of_one_name_make_no_run(tmp_path: Path) -> None:
+    make_model(tmp_path / "data", "a")
+    make_model(tmp_path / "data", "b")
+    save(tmp_path / "data" / "a.npz", steps=STEPS, stats=STATS)
+    with pytest.raises(
+        SourceError, match=r"data: each model becomes a run of its name, but 2 would be .*runs/a; rename"
+    ):
+        import_run(tmp_path / "data", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_published_layout_that_is_shared(shared_data: Path, tmp_path: Path) -> None:
