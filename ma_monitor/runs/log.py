@@ -29,6 +29,7 @@ HEADER = MAGIC + struct.pack("<I", SCHEMA_VERSION)
 MARKER = b"\xf5MA\n"
 _SIZES = struct.Struct("<II")
 OVERHEAD = len(MARKER) + _SIZES.size
+REVIVED = "if a rewind was there, the steps that it superseded count again"
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ class Scan:
     size: int
 
     def damage(self) -> Iterator[str]:
-        """Every damage in words."""
+        """Every damage in words; nobody can tell what was there, a rewind included."""
         for start, end in self.gaps:
-            yield f"bytes {start} to {end} are unreadable and left out"
+            yield f"bytes {start} to {end} are unreadable and left out ({REVIVED})"
         if self.size > self.end:
-            yield f"the last {self.size - self.end} bytes (from byte {self.end}) are not a whole record"
+            yield f"the last {self.size - self.end} bytes (from byte {self.end}) are not a whole record ({REVIVED})"
 
 
 def encode(payload: bytes) -> bytes:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ma_monitor.errors import StoreError
-from ma_monitor.runs.log import HEADER, MAGIC, MARKER, LogWriter, encode, read_log, scan
+from ma_monitor.runs.log import HEADER, MAGIC, MARKER, REVIVED, LogWriter, encode, read_log, scan
 
 PAYLOADS = [b"first", MARKER + b"a payload that holds the marker" + MARKER, b"", b"last one"]
 
@@ -56,7 +56,7 @@ def test_every_flipped_byte_of_a_middle_record_costs_that_record_only() -> None:
         broken[index] ^= 0x40
         found = scan(bytes(broken), "log")
         assert [frame.payload for frame in found.frames] == [PAYLOADS[0], *PAYLOADS[2:]]
-        assert list(found.damage()) == [f"bytes {start} to {end} are unreadable and left out"]
+        assert list(found.damage()) == [f"bytes {start} to {end} are unreadable and left out ({REVIVED})"]
         assert found.end == found.size
 
 

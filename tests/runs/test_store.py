@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ma_monitor.errors import ConfigError, StoreError
-from ma_monitor.runs.log import HEADER, encode, scan
+from ma_monitor.runs.log import HEADER, REVIVED, encode, scan
 from ma_monitor.runs.records import Measurements, Plan
 from ma_monitor.runs.store import Run
 from tests.runs.makers import any_measurements, bits, make_measurements, make_meta, make_plan, plan_bits
@@ -200,7 +200,7 @@ def test_damage_in_the_middle_is_named_and_the_rest_kept(tmp_path: Path) -> None
     log.write_bytes(bytes(data))
     run = Run.open(path)
     assert contents(run) == expected(0, 2, 3)
-    assert run.damage == f"bytes {frame.offset} to {frame.offset + frame.size} are unreadable and left out"
+    assert run.damage == f"bytes {frame.offset} to {frame.offset + frame.size} are unreadable and left out ({REVIVED})"
     with Run.open(path, writable=True) as writer:
         writer.append(make_measurements(4, META))
         writer.copy_to(tmp_path / "copy")
@@ -208,6 +208,26 @@ def test_damage_in_the_middle_is_named_and_the_rest_kept(tmp_path: Path) -> None
     assert [e.kind for e in writer.events].count("damaged") == 1
     assert contents(Run.open(path)) == contents(Run.open(tmp_path / "copy")) == expected(0, 2, 3, 4)
     assert Run.open(tmp_path / "copy").damage is None
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_damaged_rewind_is_named_as_reviving_what_it_superseded(tmp_path: Path, *, goes_on: bool) -> None:
+    path = make_run(tmp_path / "run")
+    log = path / "measurements.bin"
+    at = log.stat().st_size
+    with Run.open(path, writable=True) as run:
+        run.rewind(20)
+        if goes_on:
+            run.append(make_measurements(30, META, seed=1))
+    data = bytearray(log.read_bytes())
+    data[at + len(encode(b""))] ^= 1
+    log.write_bytes(bytes(data))
+
+    run = Run.open(path)
+
+    assert run.steps.tolist() == [0, 10, 20, 30, 40]
+    assert run.damage is not None
+    assert "if a rewind was there, the steps that it superseded count again" in run.damage
 
 
 def test_a_record_of_another_run_is_named_and_left_out(tmp_path: Path) -> None:
