@@ -162,8 +162,8 @@ class Run:
             changed = " with other package versions" if meta.versions != run.meta.versions else ""
             run.event("resumed", f"from step {from_step}{changed}")
             run.rewind(from_step)
-            current = run.plan_at(from_step)
-            if plan is not None and (current is None or not plan.same_as(current)):
+            current = run.plan_at(from_step) or Plan(0, None, None, None, "unknown")
+            if plan is not None and not plan.same_as(current):
                 remove_documents(run.path, "forecast")
                 run.event("plan changed", f"at step {from_step}: {plan.schedule}, {plan.total_steps} steps")
                 run._add_plan(replace(plan, from_step=from_step))

@@ -414,6 +414,16 @@ def test_a_run_goes_on_with_another_plan(tmp_path: Path) -> None:
     assert [plan.total_steps for plan in Run.open(path).plans] == [100, 300]
 
 
+def test_a_run_without_a_plan_goes_on_without_one(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", plan=None)
+    with Run.open(path, writable=True) as run:
+        run.write_document("forecast", {"at": 40})
+    with Run.continue_(path, META, Plan(40, None, None, None, "unknown"), from_step=40) as run:
+        assert run.plans == ()
+        assert run.read_document("forecast") == {"at": 40}
+    assert "plan changed" not in [event.kind for event in run.events]
+
+
 def test_a_rewind_voids_what_was_made_of_superseded_measurements(tmp_path: Path) -> None:
     path = make_run(tmp_path / "run")
     with Run.open(path, writable=True) as run:
