@@ -110,6 +110,7 @@ class _Replay:
         self.known = Run.open(out) if (out / META).is_file() else None
         self.held = set() if self.known is None else {int(step) for step in self.known.steps}
         self.pending = [checkpoint for checkpoint in source.checkpoints if checkpoint.step not in self.held]
+        self.plans: list[Plan] = []
         self.measured: list[int] = []
         self.problems = list(source.problems)
 
@@ -125,7 +126,9 @@ class _Replay:
                 if monitor is None:
                     monitor = self._open(model)
                 monitor.model = model
-                monitor.step(checkpoint.step, final=checkpoint is self.pending[-1])
+                final = checkpoint is self.pending[-1]
+                self._replan(monitor, before=None if final else checkpoint.step)
+                monitor.step(checkpoint.step, final=final)
                 if monitor.run is not None and checkpoint.step in monitor.run.steps:
                     self.measured.append(checkpoint.step)
                 else:
@@ -133,6 +136,7 @@ class _Replay:
                 model.to("meta")  # gives its memory back before the next one comes
             progress(len(self.pending), len(self.pending), "")
             if monitor is not None and monitor.run is not None:
+                self._replan(monitor, before=None)
                 monitor.finish()
                 monitor.run.close()  # raises if the disk refused a record, which a monitor's closing only warns of
         finally:
@@ -184,30 +188,43 @@ class _Replay:
         return model
 
     def _open(self, model: nn.Module) -> Monitor:
+        """Begins the run with the first plan that the training recorded, or goes on with the one in force."""
+        recorded = self._recorded_plans()
+        unknown = Plan(0, None, None, None, "unknown")
         if self.known is None:
-            plan, resume_from = self._recorded_plan(), None
+            plan, resume_from = next(iter(recorded), unknown), None
         else:
-            plan = self.known.plans[-1] if self.known.plans else None
             resume_from = max(self.held, default=0)
-        monitor = Monitor(
-            model, self.probe, self.config, run_dir=self.out, schedule=plan, sinks=self.sinks, resume_from=resume_from
-        )
+            plan = self.known.plan_at(resume_from) or unknown
+        self.plans = [later for later in recorded if later.from_step > plan.from_step]
+        monitor = Monitor(model, self.probe, self.config, run_dir=None, sinks=self.sinks)
+        monitor.open(self.out, plan, resume_from=resume_from)
         shutil.rmtree(self.scratch, ignore_errors=True)  # left by a replay that was killed: the run has one writer
         return monitor
 
-    def _recorded_plan(self) -> Plan | None:
-        """The plan of the training, from what its last checkpoint holds of it; None where that is nothing."""
+    def _replan(self, monitor: Monitor, *, before: int | None) -> None:
+        """Adds the plans that came into force before this step, or every one that is left.
+
+        Each comes when it came in the training, so that what is forecast at an earlier step knows nothing of it.
+        """
+        while self.plans and (before is None or self.plans[0].from_step < before):
+            plan = self.plans.pop(0)
+            if monitor.run is not None:
+                monitor.run.add_plan(plan)
+
+    def _recorded_plans(self) -> tuple[Plan, ...]:
+        """The plans of the training in order, from what its last checkpoint holds of it; none where that is nothing."""
         try:
             with self.source.open_record(self.scratch) as folder:
                 if (folder / "ma_monitor" / META).is_file():
-                    return next(iter(reversed(Run.open(folder / "ma_monitor").plans)), None)
+                    return Run.open(folder / "ma_monitor").plans
                 if (folder / "trainer_state.json").is_file():
                     rates = planned_rates(folder / "trainer_state.json", None)
                     total = None if rates.lr is None else len(rates.lr) - 1
-                    return Plan(0, total, rates.lr, None, rates.schedule)
+                    return (Plan(0, total, rates.lr, None, rates.schedule),)
         except (SourceError, StoreError, ConfigError) as error:
             self.problems.append(f"the learning-rate schedule is taken as unknown: {error}")
-        return None
+        return ()
 
     def _tidy(self, *, mine: bool) -> None:
         """Removes the folder of downloads, whatever is in it if it is ours alone, and a run directory left empty."""

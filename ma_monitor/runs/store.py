@@ -83,7 +83,8 @@ class Run:
             contents = Contents(meta)
             run = cls(path, meta, contents, History(contents.shape), writer)
             if plan is not None:
-                run._add_plan(plan)
+                contents.add_plan(plan, Place(*writer.queue(encode_plan(plan))))
+                writer.flush()
             with writing(path):
                 write_json(path / META, meta_to_json(meta), sync=True)
         except BaseException:
@@ -164,9 +165,7 @@ class Run:
             run.rewind(from_step)
             current = run.plan_at(from_step) or Plan(0, None, None, None, "unknown")
             if plan is not None and not plan.same_as(current):
-                remove_documents(run.path, "forecast")
-                run.event("plan changed", f"at step {from_step}: {plan.schedule}, {plan.total_steps} steps")
-                run._add_plan(replace(plan, from_step=from_step))
+                run.add_plan(replace(plan, from_step=from_step))
         except BaseException:
             run.close()
             raise
@@ -230,6 +229,18 @@ class Run:
         writer.queue(encode_rewind(step))
         remove_documents(self.path, "fits", "forecast")
         self.event("rewound", f"to step {step}: {dropped} later steps are superseded")
+        writer.flush()
+
+    def add_plan(self, plan: Plan) -> None:
+        """Records what is planned from the plan's own step on; voids the forecast.
+
+        Raises:
+            StoreError: If the run is not open for writing, or the disk refuses.
+        """
+        writer = self._writable()
+        remove_documents(self.path, "forecast")
+        self.event("plan changed", f"at step {plan.from_step}: {plan.schedule}, {plan.total_steps} steps")
+        self._contents.add_plan(plan, Place(*writer.queue(encode_plan(plan))))
         writer.flush()
 
     def event(self, kind: str, message: str) -> None:
@@ -331,10 +342,10 @@ class Run:
         folder = Path(folder)
         copy = (folder / META).exists() and not (folder / EVENTS).exists() and folder.resolve() != self.path.resolve()
         if folder.exists() and not copy and (not folder.is_dir() or any(folder.iterdir())):
-            raise StoreError(
-                f"{folder}: a copy would destroy what is there, and it is no copy of a run; use another folder"
-            )
-        log = self._compact()
+            raise StoreError(f"{folder}: a copy would destroy what is there, not a copy of a run; use another folder")
+        data = read_log(self.path / LOG) if self._writer is None else self._writer.read()
+        places = [*self._contents.places.values(), *(place for _, place in self._contents.plans)]
+        log = HEADER + b"".join(data[place.offset : place.offset + place.size] for place in sorted(places))
 
         def write(new: Path) -> None:
             write_bytes(new / LOG, log, sync=True)
@@ -373,20 +384,10 @@ class Run:
         if not self._writable().locked:
             self.event("unlocked", "the file system has no locks: nothing keeps a second writer off")
 
-    def _add_plan(self, plan: Plan) -> None:
-        writer = self._writable()
-        self._contents.add_plan(plan, Place(*writer.queue(encode_plan(plan))))
-        writer.flush()
-
     def _rows(self, rank: int, ratio: Ratio | None) -> NDArray[np.float64]:
         if not 1 <= rank <= self.meta.k:
             raise ConfigError(f"`rank` must be one of this run's, 1 to {self.meta.k}, got {rank}")
         return self._history.ratios(rank, ratio or self.meta.ratio)
-
-    def _compact(self) -> bytes:
-        data = read_log(self.path / LOG) if self._writer is None else self._writer.read()
-        places = [*self._contents.places.values(), *(place for _, place in self._contents.plans)]
-        return HEADER + b"".join(data[place.offset : place.offset + place.size] for place in sorted(places))
 
 
 def refuse_run(path: Path) -> None:

@@ -325,6 +325,89 @@ def test_replay_gives_the_files_and_emissions_of_the_live_run(tmp_path: Path, pr
     ]
 
 
+def live_run(root: Path, probe: Probe, resumed_at: int) -> tuple[Run, MemorySink]:
+    """Trains for nine steps, on another schedule from a resume on, and leaves checkpoints as the callback does."""
+    save_model(root / "start", seed=1)
+    model = GPTNeoXForCausalLM.from_pretrained(root / "start", dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    ids, sink = torch.from_numpy(probe.ids), MemorySink()
+    config = MonitorConfig(every=1, strict=True)
+    live = Monitor(
+        model, probe, config, run_dir=root / "live", schedule="cosine:warmup=.25", total_steps=8, batch=3, sinks=[sink]
+    )
+    for step in range(9):
+        live.step(step, final=step == 8)
+        if step == resumed_at:
+            live.close()
+            live = Monitor(
+                model,
+                probe,
+                config,
+                run_dir=root / "live",
+                schedule="linear",
+                total_steps=20,
+                batch=6,
+                sinks=[sink],
+                resume_from=step,
+            )
+        model.save_pretrained(root / "trained" / f"checkpoint-{step}")
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    live.close()
+    run = Run.open(root / "live")
+    run.copy_to(root / "trained" / "checkpoint-8" / "ma_monitor")
+    return run, sink
+
+
+def plans_of(run: Path) -> list[tuple[Any, ...]]:
+    plans = Run.open(run).plans
+    return [(p.from_step, p.total_steps, None if p.lr is None else p.lr.tolist(), p.batch, p.schedule) for p in plans]
+
+
+@pytest.mark.parametrize("stopped_after", [None, 3, 5, 6, 8])
+def test_a_replay_has_every_plan_of_the_live_run_at_its_own_step(
+    tmp_path: Path, probe: Probe, stopped_after: int | None
+) -> None:
+    def stop(done: int, total: int, name: str) -> None:
+        if done == stopped_after:
+            raise KeyboardInterrupt
+
+    live, live_sink = live_run(tmp_path, probe, resumed_at=5)
+    source, config, sink = folder_source(tmp_path / "trained"), MonitorConfig(strict=True), MemorySink()
+    if stopped_after is not None:
+        with pytest.raises(KeyboardInterrupt):
+            replay(source, probe, config, tmp_path / "run", sinks=[sink], progress=stop)
+
+    replay(source, probe, config, tmp_path / "run", sinks=[sink])
+
+    assert plans_of(tmp_path / "run") == plans_of(live.path)
+    assert [plan.from_step for plan in live.plans] == [0, 5]
+    for file in ("run.json", "measurements.bin", "fits.json", "forecast.json"):
+        assert (tmp_path / "run" / file).read_bytes() == (live.path / file).read_bytes()
+    assert [(e.step, e.scalars, e.tables) for e in sink.emissions] == [
+        (e.step, e.scalars, e.tables) for e in live_sink.emissions
+    ]
+
+
+def test_plans_of_a_run_that_began_late_or_was_changed_after_the_last_checkpoint_are_kept(
+    trained: Path, tmp_path: Path, probe: Probe
+) -> None:
+    replay(folder_source(trained), probe, None, tmp_path / "other")
+    lr = np.linspace(1.0, 0.1, 81)
+    planned = [Plan(12, 80, lr, 32, "first"), Plan(30, 80, lr / 2, 32, "second"), Plan(60, 80, lr / 3, 32, "third")]
+    with Run.create(tmp_path / "live", Run.open(tmp_path / "other").meta, planned[0]) as live:
+        for plan in planned[1:]:
+            live.add_plan(plan)
+        live.copy_to(trained / "checkpoint-60" / "ma_monitor")
+
+    replay(folder_source(trained), probe, None, tmp_path / "run")
+
+    assert plans_of(tmp_path / "run") == plans_of(tmp_path / "live")
+    assert Run.open(tmp_path / "run").plan_at(0) is None
+    assert Run.open(tmp_path / "run").read_document("forecast") is not None
+
+
 @pytest.mark.parametrize("remaining", [STEPS, STEPS[:2]], ids=["nothing pending", "two pending"])
 def test_a_run_of_another_probe_model_or_precision_is_not_gone_on_with(
     saved: Path, checkpoints: Path, tmp_path: Path, probe: Probe, remaining: tuple[int, ...]

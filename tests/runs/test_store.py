@@ -339,6 +339,8 @@ def test_a_run_that_is_not_open_for_writing_cannot_be_written(tmp_path: Path) ->
         with refused:
             run.rewind(0)
         with refused:
+            run.add_plan(make_plan(60))
+        with refused:
             run.event("fault", "x")
         with refused:
             run.write_document("fits", {})
