@@ -2,7 +2,7 @@
 
 Each hypothesis is one shape φ(t; θ) with one or two non-linear parameters, times an amplitude, with or without a free
 offset: a separable problem again. As printed (Eq. 15 to 18) the step responses start at 0, which ratios do not; the
-variants with an offset repair that. The logarithm and the power law have an offset always; with T the last time they are
+variants with an offset repair that. The logarithm and the power law always have one; with T the last time they are
 
     offset + amplitude·ln((t + tau)/T)    and    offset + amplitude·(((t + tau)/T)^exponent - 1)/exponent
 """
