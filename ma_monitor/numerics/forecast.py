@@ -31,6 +31,10 @@ SMOOTH = 7
 """Points of the moving average of the past among which a peak is looked for."""
 RIVALS = 64
 """At most so many past points are drawn from for the place of a past maximum."""
+MARGIN = 3.0
+"""Past points lower than the highest by more standard errors of the difference were not the maximum."""
+CLEAR = 12.0
+"""An identified past maximum is so many above the first and the last point: of lower ones noise makes the place."""
 LARGEST = 1e100
 """A ratio beyond this is not one; its square must fit a float."""
 UNBOUNDED = 100.0
@@ -47,8 +51,8 @@ class Peak:
         low: 10 % quantile of the step; None where that lies at the scheduled end.
         high: 90 % quantile of the step; None likewise.
         identified: Whether both ends of that interval lie before the scheduled end, it is narrower than half of the
-            step, and a past maximum has been followed by a fall beyond the noise. More points after the maximum, or a
-            clear bend before it, turn this true.
+            step, and a past maximum stands far above the noise, seen from the first point and from the last. More
+            points around and after the maximum, or a clear bend before it, turn this true.
         probability: That the maximum comes before the scheduled end.
         status: ``past``, ``ahead``, ``not_within_schedule`` (largest at the scheduled end), or ``none`` (it never
             rose above its first points by more than noise).
@@ -305,28 +309,36 @@ def _peak(steps: Floats, past: Floats, noise: float, nodes: Floats, ahead: Float
     """The maximum over the smoothed past ``[T]`` and every sampled future ``[nodes, P]``; all in ln ratio.
 
     Where the past was highest is uncertain too: every point that may have been the highest, but for noise, counts as
-    often as drawn noise makes it so.
+    often as drawn noise makes it so. Noise of neighbours is alike in real runs, so that their mean is taken to be no
+    better known than each of them.
     """
-    error = noise / np.sqrt(2 * _reach(past.size) + 1)  # standard errors of the smoothed points
+    error = np.sqrt(2) * noise  # standard error of a difference: smoothing is not counted on to lower it
     before = int(past.argmax())
-    margin = 3 * np.hypot(error, error[before])  # three standard errors of the difference to the highest
-    rivals = np.flatnonzero(past >= past[before] - margin)
+    rivals = np.flatnonzero(past >= past[before] - MARGIN * error)
     rivals = rivals[np.unique(np.linspace(0, rivals.size - 1, RIVALS).astype(int))]
-    drawn = past[rivals, None] + error[rivals, None] * noise_draws(rivals.size, ahead.shape[1])
+    drawn = past[rivals, None] + noise * noise_draws(rivals.size, ahead.shape[1])
+    place = rivals[drawn.argmax(axis=0)]
     highest = ahead.max(axis=0)
     later = highest > past[before]
-    step = np.where(later, nodes[ahead.argmax(axis=0)], steps[rivals[drawn.argmax(axis=0)]])
+    halves = np.concatenate(
+        [steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]]
+    )  # a point stands for the steps nearby
+    first, step, last = (
+        np.where(later, nodes[ahead.argmax(axis=0)], own) for own in (halves[place], steps[place], halves[place + 1])
+    )
     end = float(nodes[-1])
-    low, middle, high = (float(q) for q in np.quantile(step, (0.1, 0.5, 0.9), method="higher"))
+    quantiles = ((first, 0.1), (step, 0.5), (last, 0.9))
+    low, middle, high = (float(np.quantile(places, share, method="higher")) for places, share in quantiles)
     probability = float((step < end).mean())
     if middle >= end:
         return Peak(None, None, low if low < end else None, None, False, probability, "not_within_schedule")
-    rose, fell = 0 not in rivals, past.size - 1 not in rivals
-    status = "ahead" if middle > steps[-1] else "past" if rose else "none"
+    rose, fell = (past[before] - past[0]) / error, (past[before] - past[-1]) / error
+    status = "ahead" if middle > steps[-1] else "past" if rose > MARGIN else "none"
     if status == "none":
         return Peak(None, None, None, None, False, probability, status)
     height = float(np.exp(np.quantile(np.maximum(highest, past[before])[step < end], 0.5)))
-    identified = bool(high < end and high - low < middle / 2 and (status == "ahead" or fell))
+    clear = status == "ahead" or min(rose, fell) > CLEAR
+    identified = bool(high < end and high - low < middle / 2 and clear)
     return Peak(middle, height, low, high if high < end else None, identified, probability, status)
 
 
