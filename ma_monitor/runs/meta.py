@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 from ma_monitor.errors import StoreError
 from ma_monitor.runs.codec import RECORD_LIMIT, record_bytes
@@ -27,30 +29,7 @@ def meta_from_json(document: dict[str, Any], name: str) -> RunMeta:
         raise StoreError(
             f"{name}: schema version {version!r}, this ma_monitor reads {SCHEMA_VERSION}; install the one that wrote it"
         )
-    read = _Reader(document, name)
-    model, probe = read.inner("model"), read.inner("probe")
-    meta = RunMeta(
-        model=ModelShape(
-            name=model.text("name"),
-            family=model.text_or_none("family"),
-            layers=model.number("layers", 1),
-            width=model.number_or_none("width"),
-            heads=model.number_or_none("heads"),
-            vocabulary=model.number_or_none("vocabulary"),
-            parameters=model.number_or_none("parameters"),
-        ),
-        probe=ProbeInfo(
-            hash=probe.text_or_none("hash"),
-            sequences=probe.number("sequences", 1),
-            length=probe.number_or_none("length"),
-            source=probe.text("source"),
-        ),
-        k=read.number("k", 1),
-        first_layer=read.number("first_layer", 0, 1),
-        ratio=read.ratio(),
-        precision=read.text("precision"),
-        versions=read.versions(),
-    )
+    meta = RunMeta(**_checked(document, get_type_hints(RunMeta), name))
     if record_bytes((meta.rows, meta.probe.sequences, meta.k)) > RECORD_LIMIT:
         raise StoreError(f"{name}: one step would take more than {RECORD_LIMIT} bytes; the file is not ma_monitor's")
     return meta
@@ -66,47 +45,31 @@ def differences(old: RunMeta, new: RunMeta) -> list[str]:
     return [f"{name} was {before}, is {now}" for name, (before, now) in pairs.items() if before != now]
 
 
-class _Reader:
-    """A JSON object whose values are checked as they are taken out."""
+_Rule = tuple[str, Callable[[Any], bool]]
+_OBJECT: _Rule = ("an object", lambda value: isinstance(value, dict))
+_RULES: dict[Any, _Rule] = {
+    str: ("text", lambda value: isinstance(value, str)),
+    int: (f"a whole number from 1 to {2**53}", lambda value: type(value) is int and 1 <= value <= 2**53),
+    (int, "first_layer"): ("0 or 1", lambda value: type(value) is int and value in (0, 1)),
+    Ratio: (" or ".join(get_args(Ratio)), lambda value: value in get_args(Ratio)),
+}
+"""Type of a field (and its name, where that matters) → what its values are, in words and as a test."""
 
-    def __init__(self, values: dict[str, Any], name: str) -> None:
-        self._values = values
-        self._name = name
 
-    def _wrong(self, key: str, rule: str) -> StoreError:
-        return StoreError(f"{self._name}: `{key}` must be {rule}, is {str(self._values.get(key, 'missing'))[:80]!r}")
+def _checked(values: dict[str, Any], types: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The values of a JSON object, by the type that each must have."""
+    return {key: _value(values, key, kind, name) for key, kind in types.items()}
 
-    def inner(self, key: str) -> _Reader:
-        value = self._values.get(key)
-        if not isinstance(value, dict):
-            raise self._wrong(key, "an object")
-        return _Reader(value, f"{self._name}: {key}")
 
-    def text(self, key: str) -> str:
-        value = self._values.get(key)
-        if not isinstance(value, str):
-            raise self._wrong(key, "text")
-        return value
-
-    def number(self, key: str, low: int, high: int = 2**53) -> int:
-        value = self._values.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self._wrong(key, f"a whole number from {low} to {high}")
-        return value
-
-    def text_or_none(self, key: str) -> str | None:
-        return None if key in self._values and self._values[key] is None else self.text(key)
-
-    def number_or_none(self, key: str) -> int | None:
-        return None if key in self._values and self._values[key] is None else self.number(key, 1)
-
-    def ratio(self) -> Ratio:
-        value = self.text("ratio")
-        for ratio in get_args(Ratio):
-            if value == ratio:
-                return ratio  # type: ignore[no-any-return]
-        raise self._wrong("ratio", " or ".join(get_args(Ratio)))
-
-    def versions(self) -> dict[str, str]:
-        reader = self.inner("versions")
-        return {key: reader.text(key) for key in reader._values}
+def _value(values: dict[str, Any], key: str, kind: Any, name: str) -> Any:
+    value: Any = values.get(key)
+    if isinstance(kind, UnionType):  # a type or None
+        if value is None and key in values:
+            return None
+        kind = get_args(kind)[0]
+    rule, fits = _RULES.get((kind, key)) or _RULES.get(kind, _OBJECT)
+    if not fits(value):
+        raise StoreError(f"{name}: `{key}` must be {rule}, is {str(values.get(key, 'missing'))[:80]!r}")
+    if kind in (ModelShape, ProbeInfo):
+        return kind(**_checked(value, get_type_hints(kind), f"{name}: {key}"))
+    return _checked(value, dict.fromkeys(value, str), f"{name}: {key}") if isinstance(value, dict) else value
