@@ -9,7 +9,6 @@ Only magnitudes are known of such data: no places, no layer 0, no probe. What is
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import zipfile
@@ -166,10 +165,10 @@ def _read_model(path: Path) -> Published:
 
 
 def _literal(file: Path) -> Any:
-    """The value of a text file that holds one Python or JSON literal; nothing is ever evaluated.
+    """The value of a text file that holds one list of numbers, as Python or JSON write it.
 
     Raises:
-        ValueError: If it is no literal, or too large.
+        ValueError: If it is none, or too large.
     """
     size = file.stat().st_size
     if size > TEXT_LIMIT:
@@ -177,11 +176,8 @@ def _literal(file: Path) -> Any:
     text = file.read_text(encoding="utf-8")
     try:
         return json.loads(re.sub(r"\b(nan|inf)\b", lambda word: _BARE[word[0]], text))
-    except (ValueError, RecursionError):
-        try:
-            return ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-            raise ValueError(f"not a literal list ({type(error).__name__})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a literal list ({type(error).__name__})") from error
 
 
 def _measurements(step: int, value: Any) -> Measurements:
