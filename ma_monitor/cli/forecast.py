@@ -121,12 +121,16 @@ def read_steps(path: str) -> list[int]:
 
 
 def forecast_table(source: Run, document: dict[str, Any]) -> str:
-    """A line a layer: the ratio now, at the last step of the grid, peak, asymptote and what leads the forecast."""
+    """A line a layer: the ratio now, at the last step of the grid, peak, asymptote and what leads the forecast.
+
+    Where no step is left, the planned end stands for the grid's last step.
+    """
     from ma_monitor.numerics.values import none_if_not_finite
 
     seen = int((source.steps <= document["at"]).sum())
     now = source.ratios()[:, seen - 1]
-    last = next((layer["steps"][-1] for layer in document["layers"] if layer["steps"]), None)
+    farthest = [_farthest(layer) for layer in document["layers"]]
+    last = next((end["step"] for end in farthest if end["step"] is not None), None)
     columns = (
         "layer",
         "ratio now",
@@ -139,11 +143,19 @@ def forecast_table(source: Run, document: dict[str, Any]) -> str:
         (
             str(layer["layer"]),
             number(none_if_not_finite(now[layer["layer"] - 1])),
-            band(*(layer[key][-1] if layer[key] else None for key in ("median", "p10", "p90"))),
+            band(end["median"], end["p10"], end["p90"]),
             peak_words(layer["peak"]),
             asymptote_words(layer["asymptote"]),
             layer["led_by"] or UNKNOWN,
         )
-        for layer in document["layers"]
+        for layer, end in zip(document["layers"], farthest, strict=True)
     ]
     return table(columns, rows, left=1)
+
+
+def _farthest(layer: dict[str, Any]) -> dict[str, Any]:
+    """What is said of the grid's last step, or of the planned end where that has been reached."""
+    keys = ("median", "p10", "p90")
+    if layer["steps"]:
+        return {"step": layer["steps"][-1], **{key: layer[key][-1] for key in keys}}
+    return layer["end"] or dict.fromkeys(("step", *keys))

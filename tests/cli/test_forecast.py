@@ -124,6 +124,16 @@ def test_table(call: Call, run_dir: Path) -> None:
     assert "WHAT IF" not in "\n".join(lines)
 
 
+def test_a_finished_run_shows_its_end(call: Call, tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", steps=np.arange(0, TOTAL + 1, 50))
+    document = call("forecast", path, "--json").document
+    lines = call("forecast", path).out.splitlines()
+    assert "at step 2,000 [80 %]" in lines[2]
+    for line, layer in zip(lines[3:], document["layers"], strict=True):
+        assert layer["steps"] == []
+        assert f" {layer['end']['median']:.3g} [{layer['end']['p10']:.3g}, " in line
+
+
 def test_what_if_is_labelled(call: Call, run_dir: Path) -> None:
     own = call("forecast", run_dir, "--at", AT, "--json").document
     asked = call("forecast", run_dir, "--at", AT, "--schedule", "constant", "--json").document
