@@ -167,6 +167,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 
     return "\n".join(map(padded, lines))
 
 
+def reasons(layers: Iterable[dict[str, Any]], plain: str) -> str:
+    """A line for each status other than the plain one, with its layers; empty where there is none."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer["status"] != plain:
+            found.setdefault(layer["status"], []).append(str(layer["layer"]))
+    return "\n".join(f"layer {', '.join(numbers)}: {status}" for status, numbers in found.items())
+
+
 @contextmanager
 def warnings_on_stderr() -> Iterator[None]:
     """Shows the package's warnings as single lines on stderr while a command runs."""

@@ -19,6 +19,7 @@ from ma_monitor.cli.common import (
     emit_json,
     number,
     positive,
+    reasons,
     say,
     table,
     whole,
@@ -28,6 +29,10 @@ from ma_monitor.errors import ConfigError
 CURVE = ("A", "lambda", "gamma", "t0")
 FLAT = ("layer", "class", *CURVE, "K", "log_abs_A", "beta", "tau0", "A1", "A2", "r2", "aicc", "at_bound")
 FOOTNOTE = "(K): a parameter of the best curve, not a level that the data show the ratio to settle at"
+FITTED = "fitted"
+"""Status of a layer of which there is nothing else to say."""
+UNFITTED = ("not known", "not known")
+"""Peak and asymptote of a layer without a curve: it may well have them."""
 NESTED = {
     "peak": ("step", "height", "low", "high", "identified", "status"),
     "asymptote": ("value", "low", "high", "identified"),
@@ -111,7 +116,7 @@ def _best(hypotheses: dict[str, dict[str, Any]]) -> str | None:
 
 
 def fit_table(layers: Sequence[dict[str, Any]]) -> str:
-    """A line a layer."""
+    """A line a layer, and below it what is not plain: parameters that are no level, layers that were not fitted."""
     columns = ("layer", "class", *CURVE, "K", "R2", "AICc", "peak step [80 %]", "asymptote [80 %]")
     rows = [
         (
@@ -121,13 +126,12 @@ def fit_table(layers: Sequence[dict[str, Any]]) -> str:
             _level(layer),
             UNKNOWN if layer["r2"] is None else f"{layer['r2']:.4f}",
             number(layer["aicc"]),
-            peak_words(layer["peak"]),
-            asymptote_words(layer["asymptote"]),
+            *(UNFITTED if layer["K"] is None else (peak_words(layer["peak"]), asymptote_words(layer["asymptote"]))),
         )
         for layer in layers
     ]
-    shown = table(columns, rows, left=2)
-    return f"{shown}\n{FOOTNOTE}" if "(" in "".join(row[6] for row in rows) else shown
+    footnote = FOOTNOTE if "(" in "".join(row[6] for row in rows) else ""
+    return "\n".join(filter(None, (table(columns, rows, left=2), footnote, reasons(layers, FITTED))))
 
 
 def _level(layer: dict[str, Any]) -> str:

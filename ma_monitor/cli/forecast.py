@@ -6,7 +6,19 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
-from ma_monitor.cli.common import UNKNOWN, Commands, add_command, band, emit_json, number, say, table, user_file, whole
+from ma_monitor.cli.common import (
+    UNKNOWN,
+    Commands,
+    add_command,
+    band,
+    emit_json,
+    number,
+    reasons,
+    say,
+    table,
+    user_file,
+    whole,
+)
 from ma_monitor.cli.fit import asymptote_words, peak_words
 from ma_monitor.errors import ConfigError
 
@@ -47,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     grid = None if args.steps is None else read_steps(args.steps)
 
     from ma_monitor.analysis import forecast_run
+    from ma_monitor.numerics.forecast import FORECAST
     from ma_monitor.runs.store import Run
 
     source = Run.open(args.run_dir)
@@ -64,6 +77,9 @@ def run(args: argparse.Namespace) -> int:
         say(f"WHAT IF: from step {document['at']:,} on the schedule is {args.schedule}; this is not the run's own plan")
     say()
     say(forecast_table(source, document))
+    why = reasons(document["layers"], FORECAST)
+    if why:
+        say(why)
     return 0
 
 

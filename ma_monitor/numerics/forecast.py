@@ -35,6 +35,8 @@ MARGIN = 3.0
 """Past points lower than the highest by more standard errors of the difference were not the maximum."""
 CLEAR = 12.0
 """An identified past maximum is so many above the first and the last point: of lower ones noise makes the place."""
+FORECAST = "forecast"
+"""Status of a layer whose forecast is known."""
 LARGEST = 1e100
 """A ratio beyond this is not one; its square must fit a float."""
 UNBOUNDED = 100.0
@@ -105,6 +107,7 @@ class LayerForecast:
         asymptote: Where it would settle.
         crossings: Threshold → first crossing.
         led_by: Name of the member with the largest weight.
+        status: ``forecast``, or why it is not known.
     """
 
     layer: int
@@ -116,6 +119,7 @@ class LayerForecast:
     asymptote: Asymptote | None
     crossings: dict[float, Crossing | None]
     led_by: str | None
+    status: str
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: null for what is not known."""
@@ -130,6 +134,7 @@ class LayerForecast:
             "asymptote": None if self.asymptote is None else dict(vars(self.asymptote)),
             "crossings": {f"{t:g}": None if c is None else dict(vars(c)) for t, c in self.crossings.items()},
             "led_by": self.led_by,
+            "status": self.status,
         }
 
 
@@ -188,15 +193,17 @@ def forecast(
     planned = total_steps if total_steps is not None or lr is None else np.asarray(lr).size - 1
     end = planned if planned is not None and planned >= now else None
     future = _grid(grid, now, until, end)
-    bridged, known = _bridged(seen, ratios)
+    states = [_status(row) for row in ratios]
+    known = np.array([status == FORECAST for status in states], dtype=bool)
     nothing = np.full((len(QUANTILES), future.size), np.nan)
     layers = [
-        LayerForecast(i, future, nothing, end, None, None, None, dict.fromkeys(thresholds), None)
-        for i in range(1, len(ratios) + 1)
+        LayerForecast(i, future, nothing, end, None, None, None, dict.fromkeys(thresholds), None, status)
+        for i, status in enumerate(states, start=1)
     ]
     if known.any():
         rows = np.flatnonzero(known)
-        mixture = make_mixture(clock, seen, bridged[known], float(_horizon_end(now, end)))
+        bridged = np.stack([_bridged(seen, ratios[i]) for i in rows])
+        mixture = make_mixture(clock, seen, bridged, float(_horizon_end(now, end)))
         for layer in _known_layers(mixture, rows + 1, future, end, thresholds):
             layers[layer.layer - 1] = layer
     return Forecast(now, clock.name, tuple(layers))
@@ -236,18 +243,27 @@ def _grid(grid: ArrayLike | None, now: int, until: int | None, end: int | None) 
     return asked[asked > now]
 
 
-def _bridged(steps: Floats, values: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Ratios with gaps bridged by straight lines in ln ratio, and which layers are known (now, too)."""
-    out = np.ones_like(values)
-    known = np.zeros(len(values), dtype=bool)
-    for i, row in enumerate(values):
-        usable = np.isfinite(row) & (row > 1 / LARGEST) & (row < LARGEST)
-        count = int(usable.sum())
-        if count < MIN_POINTS or 2 * count < row.size or not usable[-1] or np.ptp(row[usable]) == 0:
-            continue
-        known[i] = True
-        out[i] = row if count == row.size else np.exp(np.interp(steps, steps[usable], np.log(row[usable])))
-    return out, known
+def _usable(row: Floats) -> NDArray[np.bool_]:
+    return np.isfinite(row) & (row > 1 / LARGEST) & (row < LARGEST)
+
+
+def _status(row: Floats) -> str:
+    """``FORECAST`` if the ratios of a layer ``[T]`` can be forecast, else why not."""
+    usable = _usable(row)
+    count = int(usable.sum())
+    if count < MIN_POINTS:
+        return f"not forecast: fewer than {MIN_POINTS} measurements are finite and above 0"
+    if 2 * count < row.size:
+        return "not forecast: more than half of the measurements are not finite or not above 0"
+    if not usable[-1]:
+        return "not forecast: the last measurement is not finite or not above 0"
+    return FORECAST if np.ptp(row[usable]) > 0 else "not forecast: all values are equal"
+
+
+def _bridged(steps: Floats, row: Floats) -> Floats:
+    """Ratios ``[T]`` with gaps bridged by straight lines in ln ratio."""
+    usable = _usable(row)
+    return row if usable.all() else np.exp(np.interp(steps, steps[usable], np.log(row[usable])))
 
 
 def _known_layers(
@@ -277,6 +293,7 @@ def _known_layers(
             asymptote=settled[i],
             crossings={t: _crossing(mixture.steps, mixture.values[i], nodes, ahead[i], t) for t in thresholds},
             led_by=names[leaders[i]],
+            status=FORECAST,
         )
         for i, number in enumerate(numbers)
     ]

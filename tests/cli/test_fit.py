@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from ma_monitor.cli.fit import asymptote_words, compare, peak_words
 from ma_monitor.runs.store import Run
-from tests.cli.conftest import LAYERS, Call, make_ratios, make_run
+from tests.cli.conftest import LAYERS, PLAN, Call, make_measurements, make_meta, make_ratios, make_run
 
 LAYER_KEYS = {
     *("layer", "A", "log_abs_A", "lambda", "gamma", "t0", "K", "beta", "tau0", "A1", "A2", "r2", "aicc", "at_bound"),
@@ -142,8 +143,26 @@ def test_too_few_points_are_a_result(call: Call, tmp_path: Path) -> None:
     document = call("fit", path, "--json").document
     assert [layer["class"] for layer in document["layers"]] == ["undetermined"] * LAYERS
     assert all(layer["r2"] is None for layer in document["layers"])
-    assert call("fit", path).out.count("undetermined") == LAYERS
+    text = call("fit", path).out
+    assert text.count("undetermined") == LAYERS
+    assert text.count("not known") == 2 * LAYERS
+    assert f"layer 1, 2, 3: {document['layers'][0]['status']}\n" in text
+    assert "not fitted: fewer than" in text
     assert call("fit", path, "--csv").out.count("undetermined") == LAYERS
+
+
+def test_a_layer_that_is_not_plainly_fitted_says_so(call: Call, tmp_path: Path) -> None:
+    with Run.create(tmp_path / "odd", make_meta(), PLAN) as run:
+        for m in make_measurements():
+            top = m.top.copy()
+            top[0] = 7 * m.median[0][:, None]
+            if m.step == 100:
+                top[1] = np.inf
+            run.append(replace(m, top=top))
+    text = call("fit", tmp_path / "odd").out
+    assert "\nlayer 1: all values are equal: there is nothing to fit\n" in text
+    assert "\nlayer 2: fitted to the finite points only\n" in text
+    assert "layer 3:" not in text
 
 
 def test_words() -> None:

@@ -225,3 +225,4 @@ def test_too_few_points_are_a_result(call: Call, tmp_path: Path) -> None:
     assert all(value is None for layer in document["layers"] for value in layer["median"])
     text = call("forecast", path).out
     assert text.count("not known") == 2 * LAYERS
+    assert text.splitlines()[-1] == "layer 1, 2, 3: not forecast: fewer than 6 measurements are finite and above 0"

@@ -350,21 +350,24 @@ def test_the_past_is_smoothed_over_seven_points() -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "reason"),
     [
-        np.full(STEPS.size, 7.0),
-        np.full(STEPS.size, math.nan),
-        -RISING,
-        np.zeros(STEPS.size),
-        np.full(STEPS.size, math.inf),
-        np.full(STEPS.size, 1e300),
-        np.where(np.arange(STEPS.size) < 5, RISING, math.nan),
-        np.where(np.arange(STEPS.size) % 3 == 0, RISING, -1.0),
+        (np.full(STEPS.size, 7.0), "all values are equal"),
+        (np.full(STEPS.size, math.nan), "fewer than 6 measurements"),
+        (-RISING, "fewer than 6 measurements"),
+        (np.zeros(STEPS.size), "fewer than 6 measurements"),
+        (np.full(STEPS.size, math.inf), "fewer than 6 measurements"),
+        (np.full(STEPS.size, 1e300), "fewer than 6 measurements"),
+        (np.where(np.arange(STEPS.size) < 5, RISING, math.nan), "fewer than 6 measurements"),
+        (np.where(np.arange(STEPS.size) % 3 == 0, RISING, -1.0), "more than half"),
+        (np.where(STEPS < 500, RISING, math.nan), "the last measurement"),
     ],
 )
-def test_a_layer_that_is_not_known_is_null_and_leaves_the_others_alone(values: Floats) -> None:
+def test_a_layer_that_is_not_known_is_null_and_leaves_the_others_alone(values: Floats, reason: str) -> None:
     result = forecast(STEPS, np.stack([values, RISING]), lr=LR, at=500)
     lost, other = result.to_dict()["layers"]
+    assert lost["status"].startswith(f"not forecast: {reason}")
+    assert other["status"] == "forecast"
     assert all(v is None for key in KEYS for v in lost[key])
     assert (lost["end"], lost["peak"], lost["asymptote"], lost["led_by"]) == (None, None, None, None)
     assert lost["crossings"] == {"100": None, "1000": None}
