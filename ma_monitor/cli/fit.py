@@ -150,14 +150,14 @@ def comparison_table(compared: dict[str, dict[str, Any]], layers: int) -> str:
     return table(("hypothesis", "mean R2", "best by AICc"), rows, left=1)
 
 
-def peak_words(peak: dict[str, Any] | None) -> str:
-    """A peak's step, interval and whether it is ahead, in a cell."""
+def peak_words(peak: dict[str, Any] | None, *, planned: bool = True) -> str:
+    """A peak's step, interval and whether it is ahead, in a cell; ``planned``: whether the end of the run is known."""
     if peak is None:
         return "not known"
     if peak["status"] == "none":
         return "none"
     if peak["status"] == "not_within_schedule":
-        return "not within the schedule"
+        return "not within the schedule" if planned else "still rises at the last step looked at"
     if not peak["identified"]:
         return "not identified"
     steps = [None if peak[key] is None else round(peak[key]) for key in ("step", "low", "high")]

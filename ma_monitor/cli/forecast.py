@@ -160,7 +160,7 @@ def forecast_table(source: Run, document: dict[str, Any]) -> str:
             str(layer["layer"]),
             number(none_if_not_finite(now[layer["layer"] - 1])),
             band(end["median"], end["p10"], end["p90"]),
-            peak_words(layer["peak"]),
+            peak_words(layer["peak"], planned=layer["end"] is not None),
             asymptote_words(layer["asymptote"]),
             layer["led_by"] or UNKNOWN,
         )

@@ -172,6 +172,7 @@ def test_words() -> None:
     assert peak_words({**peak, "identified": False}) == "not identified"
     assert peak_words({**peak, "status": "none"}) == "none"
     assert peak_words({**peak, "status": "not_within_schedule"}) == "not within the schedule"
+    assert peak_words({**peak, "status": "not_within_schedule"}, planned=False).startswith("still rises")
     assert peak_words(None) == "not known"
     asymptote = {"value": 12.3456, "low": 1.0, "high": 20000.0, "identified": True}
     assert asymptote_words(asymptote) == "12.3 [1, 20,000]"

@@ -134,6 +134,16 @@ def test_a_finished_run_shows_its_end(call: Call, tmp_path: Path) -> None:
         assert f" {layer['end']['median']:.3g} [{layer['end']['p10']:.3g}, " in line
 
 
+def test_no_schedule_is_spoken_of_where_none_is_known(call: Call, run_dir: Path, tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", plan=None)
+    (rising,) = (layer for layer in call("forecast", path, "--json").document["layers"] if layer["layer"] == 2)
+    assert rising["peak"]["status"] == "not_within_schedule"
+    text = call("forecast", path).out
+    assert "still rises at the last step looked at" in text
+    assert "not within the schedule" not in text
+    assert "not within the schedule" in call("forecast", run_dir).out
+
+
 def test_what_if_is_labelled(call: Call, run_dir: Path) -> None:
     own = call("forecast", run_dir, "--at", AT, "--json").document
     asked = call("forecast", run_dir, "--at", AT, "--schedule", "constant", "--json").document
