@@ -290,43 +290,8 @@ def test_a_disk_that_refuses_is_not_passed_over(
     assert (result.skipped, result.measured) == (STEPS[:2], STEPS[2:])
 
 
-def test_replay_gives_the_files_and_emissions_of_the_live_run(tmp_path: Path, probe: Probe) -> None:
-    save_model(tmp_path / "start", seed=1)
-    model = GPTNeoXForCausalLM.from_pretrained(tmp_path / "start", dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    ids = torch.from_numpy(probe.ids)
-    live_sink, replay_sink = MemorySink(), MemorySink()
-    live = Monitor(
-        model,
-        probe,
-        MonitorConfig(every=1, strict=True),
-        run_dir=tmp_path / "live",
-        schedule="cosine:warmup=.25",
-        total_steps=8,
-        sinks=[live_sink],
-    )
-    for step in range(9):
-        live.step(step, final=step == 8)
-        model.save_pretrained(tmp_path / "trained" / f"checkpoint-{step}")
-        model(ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    live.close()
-    Run.open(tmp_path / "live").copy_to(tmp_path / "trained" / "checkpoint-8" / "ma_monitor")
-
-    replay(
-        folder_source(tmp_path / "trained"), probe, MonitorConfig(strict=True), tmp_path / "run", sinks=[replay_sink]
-    )
-
-    for file in ("run.json", "measurements.bin", "fits.json", "forecast.json"):
-        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "live" / file).read_bytes()
-    assert [(e.step, e.scalars, e.tables, e.config) for e in replay_sink.emissions] == [
-        (e.step, e.scalars, e.tables, e.config) for e in live_sink.emissions
-    ]
-
-
-def live_run(root: Path, probe: Probe, resumed_at: int) -> tuple[Run, MemorySink]:
-    """Trains for nine steps, on another schedule from a resume on, and leaves checkpoints as the callback does."""
+def live_run(root: Path, probe: Probe, resumed_at: int | None) -> tuple[Run, MemorySink]:
+    """Trains for eight updates, after a resume on another schedule, and leaves checkpoints as the callback does."""
     save_model(root / "start", seed=1)
     model = GPTNeoXForCausalLM.from_pretrained(root / "start", dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -358,6 +323,19 @@ def live_run(root: Path, probe: Probe, resumed_at: int) -> tuple[Run, MemorySink
     run = Run.open(root / "live")
     run.copy_to(root / "trained" / "checkpoint-8" / "ma_monitor")
     return run, sink
+
+
+def test_replay_gives_the_files_and_emissions_of_the_live_run(tmp_path: Path, probe: Probe) -> None:
+    live, live_sink = live_run(tmp_path, probe, resumed_at=None)
+    sink = MemorySink()
+
+    replay(folder_source(tmp_path / "trained"), probe, MonitorConfig(strict=True), tmp_path / "run", sinks=[sink])
+
+    for file in ("run.json", "measurements.bin", "fits.json", "forecast.json"):
+        assert (tmp_path / "run" / file).read_bytes() == (live.path / file).read_bytes()
+    assert [(e.step, e.scalars, e.tables, e.config) for e in sink.emissions] == [
+        (e.step, e.scalars, e.tables, e.config) for e in live_sink.emissions
+    ]
 
 
 def plans_of(run: Path) -> list[tuple[Any, ...]]:
