@@ -15,6 +15,8 @@ from ma_monitor.errors import ConfigError
 
 RATIOS = ("ratio_of_means", "mean_of_ratios")
 RATIO_HELP = "how sequences are reduced: ratio_of_means is Eq. 8 of the paper, mean_of_ratios Eq. 6 and 7"
+MOST = 10**9
+"""Largest step or count that is taken from a user: no training is longer."""
 UNKNOWN = "-"
 """What a table shows where a number is not known."""
 
@@ -64,13 +66,15 @@ def add_command(
 
 
 def whole(text: str, least: int = 0) -> int:
-    """A whole number that is not negative, as steps are."""
+    """A whole number that is not negative and not beyond any training, as steps are."""
     try:
         number = int(text)
     except ValueError:
         number = least - 1
     if number < least:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+    if number > MOST:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at most {MOST:,}, got {text!r}")
     return number
 
 

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ma_monitor.cli.common import (
+    MOST,
     UNKNOWN,
     Commands,
     add_command,
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from ma_monitor.runs.records import Plan
     from ma_monitor.runs.store import Run
 
-RULE = "steps must be one list of whole numbers of at least 0, in text or saved by np.save"
+RULE = f"steps must be one list of whole numbers from 0 to {MOST:,}, in text or saved by np.save"
+LONGEST = 10**7
+"""Most updates whose rates are listed for a what-if: each costs memory."""
 
 
 def add(commands: Commands) -> None:
@@ -96,7 +99,8 @@ def what_if(source: Run, schedule: str, at: int | None, until: int | None) -> Pl
         until: The length is at least this.
 
     Raises:
-        ConfigError: If the schedule breaks a rule, nothing was measured by then, or nothing is planned after it.
+        ConfigError: If the schedule breaks a rule, nothing was measured by then, or nothing or too much is
+            planned after it.
     """
     from ma_monitor.runs.records import Plan
     from ma_monitor.schedule import FILES, planned_rates
@@ -111,6 +115,8 @@ def what_if(source: Run, schedule: str, at: int | None, until: int | None) -> Pl
         raise ConfigError(
             f"--schedule changes the rates after step {now}, and the planned length {known}; give a later --until"
         )
+    if total > LONGEST:
+        raise ConfigError(f"--schedule lists every rate, of at most {LONGEST:,} updates, got {total:,}; ask for fewer")
     lr = planned_rates(schedule, total).lr
     if lr is not None and current is not None and current.lr is not None and not schedule.endswith(FILES):
         lr *= current.lr.max()
@@ -121,7 +127,7 @@ def read_steps(path: str) -> list[int]:
     """The steps of a file, in order, each once.
 
     Raises:
-        ConfigError: If it cannot be read or holds something else than whole numbers of at least 0.
+        ConfigError: If it cannot be read or holds something else than such whole numbers.
     """
     import numpy as np
 
@@ -131,8 +137,10 @@ def read_steps(path: str) -> list[int]:
         else:
             words = re.split(r"[\s,;]+", file.read_text(encoding="utf-8").strip())
             values = np.array([int(word) for word in words if word], dtype=np.int64)
-    if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "iu" or values.min() < 0:
+    if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "iu":
         raise ConfigError(f"{path}: {RULE}, got {values.dtype.name} of shape {values.shape}")
+    if values.min() < 0 or values.max() > MOST:
+        raise ConfigError(f"{path}: {RULE}, got {values.min()} to {values.max()}")
     return [int(step) for step in np.unique(values)]
 
 

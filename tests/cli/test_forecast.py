@@ -83,6 +83,31 @@ def test_arrays_that_are_no_steps(refused: Callable[..., str], run_dir: Path, tm
     assert "steps must be one list of whole numbers" in refused("forecast", run_dir, "--steps", tmp_path / "a.npy")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--until", 10**23], f"must be a whole number of at most 1,000,000,000, got '{10**23}'"),
+        (["--at", 10**23], f"must be a whole number of at most 1,000,000,000, got '{10**23}'"),
+        (["--until", 10**12, "--schedule", "cosine"], "must be a whole number of at most 1,000,000,000"),
+        (["--until", 10**9, "--schedule", "cosine"], "of at most 10,000,000 updates, got 1,000,000,000"),
+    ],
+)
+def test_steps_beyond_any_training(
+    refused: Callable[..., str], run_dir: Path, options: list[object], words: str
+) -> None:
+    assert words in refused("forecast", run_dir, *options)
+
+
+def test_the_farthest_step_that_is_taken(
+    call: Call, refused: Callable[..., str], run_dir: Path, tmp_path: Path
+) -> None:
+    document = call("forecast", run_dir, "--until", 10**9, "--json").document
+    assert document["layers"][0]["steps"][-1] == 10**9
+    for values in (np.array([10**9 + 1]), np.array([2**64 - 1], dtype=np.uint64)):
+        np.save(tmp_path / "far.npy", values)
+        assert "from 0 to 1,000,000,000" in refused("forecast", run_dir, "--steps", tmp_path / "far.npy")
+
+
 def test_steps_come_in_order_and_once(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("9\n3,3 5")
     assert read_steps(str(tmp_path / "a")) == [3, 5, 9]
