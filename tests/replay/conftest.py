@@ -159,6 +159,7 @@ def hub(hub_server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     from ma_monitor.replay import hub as client
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the server is on this machine
     monkeypatch.setattr(constants, "ENDPOINT", hub_server.url)
     template = hub_server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
