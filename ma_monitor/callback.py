@@ -157,10 +157,11 @@ class MassiveActivationCallback(TrainerCallback):
         monitor = self.monitor
         if monitor is None or not (final or force or self.config.due(state.global_step)):
             return
-        with self._guarded():
-            monitor.model = model
+        with self._guarded("finding the reporters"):
             handler = self._trainer.callback_handler if self._trainer is not None else find_handler()
             monitor.sinks = self._reporters(handler, args, state, control, model)
+        with self._guarded():
+            monitor.model = model
             monitor.step(state.global_step, final=final, force=force)
             self._remember(state)
 

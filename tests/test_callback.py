@@ -233,6 +233,18 @@ def test_a_probe_that_fails_is_named_once_and_training_goes_on(
     assert caplog.text.count("no evaluation today") == 1
 
 
+def test_reporters_that_cannot_be_found_cost_the_logs_and_not_the_measurements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = MassiveActivationCallback(MonitorConfig(every=4))
+    monkeypatch.setattr(callback, "_reporters", lambda *_: 1 / 0)
+    train(tmp_path, [callback])
+    assert the_run(callback).steps.tolist() == DUE
+    assert faults(the_run(callback)) == [
+        "finding the reporters failed and is left out. ZeroDivisionError: division by zero"
+    ]
+
+
 def test_a_run_directory_that_cannot_be_made_leaves_training_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
