@@ -11,6 +11,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from ma_monitor import MassiveActivationCallback, Run
+
 ROWS, TOKENS, VOCABULARY = 64, 12, 40
 STEPS = 12
 
@@ -100,3 +102,10 @@ def result_of(trainer: Trainer) -> Result:
     assert trainer.model is not None
     weights = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
     return Result(weights, losses, states, trainer)
+
+
+def the_run(callback: MassiveActivationCallback) -> Run:
+    """The run that a callback keeps."""
+    assert callback.monitor is not None
+    assert callback.monitor.run is not None
+    return callback.monitor.run
