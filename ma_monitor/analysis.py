@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,10 @@ from numpy.typing import NDArray
 from ma_monitor.errors import ConfigError
 from ma_monitor.numerics.fit import Fit, fit_trajectories
 from ma_monitor.numerics.forecast import Forecast, forecast
+from ma_monitor.numerics.values import MIN_POINTS
 from ma_monitor.runs.records import Plan, Ratio
 from ma_monitor.runs.store import Run
 
-FIRST_REFIT = 6
-"""Points of the first fit: one more than the curve has parameters."""
 GROWTH = 1.05
 """A refit is due when the history has grown by this factor."""
 
@@ -33,9 +33,15 @@ class Analysis:
     fits: tuple[Fit, ...]
     forecast: Forecast
 
+    @cached_property
     def fits_document(self) -> dict[str, Any]:
         """The fits as ``ma-monitor fit --json`` prints them."""
         return {"at": self.at, "layers": [{"layer": i, **fit.to_dict()} for i, fit in enumerate(self.fits, start=1)]}
+
+    @cached_property
+    def forecast_document(self) -> dict[str, Any]:
+        """The forecast as ``ma-monitor forecast --json`` prints it."""
+        return self.forecast.to_dict()
 
 
 def refit_due(points: int) -> bool:
@@ -43,7 +49,7 @@ def refit_due(points: int) -> bool:
 
     A function of the number alone (6, 7, …, 20, 21, 23, 25, …): a resumed or replayed run refits at the same points.
     """
-    due = FIRST_REFIT
+    due = MIN_POINTS
     while due < points:
         due = max(due + 1, math.ceil(GROWTH * due))
     return due == points

@@ -20,7 +20,7 @@ from ma_monitor.measure.forward import random_states_kept
 from ma_monitor.measure.layers import context_length, needs_every_rank
 from ma_monitor.measure.probe import LENGTH, Probe
 from ma_monitor.monitor import Monitor, make_plan
-from ma_monitor.runs.store import Run
+from ma_monitor.runs.store import META, Run
 from ma_monitor.sinks.trainer import TrainerSinks, find_handler, training_loop
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _carried(state: TrainerState) -> dict[str, Any]:
 
 
 def _holds_run(path: Path) -> bool:
-    return (path / "run.json").is_file()
+    return (path / META).is_file()
 
 
 def _measured(path: Path, until: int) -> int:

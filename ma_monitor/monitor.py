@@ -118,8 +118,8 @@ class Observer:
         if analysed:
             with self._guarded("the fit and forecast"):
                 analysis = self.latest = analyse(run, compare=final)
-                run.write_document("fits", analysis.fits_document())
-                run.write_document("forecast", analysis.forecast.to_dict())
+                run.write_document("fits", analysis.fits_document)
+                run.write_document("forecast", analysis.forecast_document)
         with self._guarded("preparing what is shown"):
             shown = emission(run.meta, run.steps, run.ratios(), analysis, with_config=not self._emitted)
             self._emitted = True

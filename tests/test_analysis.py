@@ -52,7 +52,7 @@ def test_what_if_changes_the_future_only(tmp_path: Path) -> None:
 def test_nothing_after_at_is_used(tmp_path: Path) -> None:
     short, long = run_with(tmp_path / "short", 30), run_with(tmp_path / "long", 50)
     assert analyse(long, at=30).forecast.to_dict() == analyse(short).forecast.to_dict()
-    assert analyse(long, at=31).fits_document() == analyse(short).fits_document()
+    assert analyse(long, at=31).fits_document == analyse(short).fits_document
 
 
 def test_rates_that_are_all_zero_are_no_clock(tmp_path: Path) -> None:

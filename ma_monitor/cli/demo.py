@@ -138,7 +138,7 @@ def outcome(source: Run) -> list[dict[str, Any]]:
     end = int(source.steps[-1])
     now = analyse(source)
     earlier = forecast_run(source, at=round(SEEN * end), grid=[end]).to_dict()
-    documents = zip(now.fits_document()["layers"], now.forecast.to_dict()["layers"], earlier["layers"], strict=True)
+    documents = zip(now.fits_document["layers"], now.forecast_document["layers"], earlier["layers"], strict=True)
     layers = []
     for (fit, forecast, then), last in zip(documents, source.ratios()[:, -1], strict=True):
         ratio = none_if_not_finite(last)

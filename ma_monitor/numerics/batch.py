@@ -15,11 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from ma_monitor.numerics.curve import Curve, evaluate
 from ma_monitor.numerics.projection import Floats, Problem, make_problem
 from ma_monitor.numerics.search import Optimum, solve
+from ma_monitor.numerics.values import LARGEST, MIN_POINTS
 
-MIN_POINTS = 6
-"""One more than the curve has parameters."""
-LARGEST = 1e100
-"""Values beyond this are left out as infinite ones are: their squares would not fit a float."""
 Loss = Literal["squares", "huber"]
 HUBER_ITERATIONS = 10
 """Weighted fits after the first: where a few points are ten times too high, ten more of them move a curve by less than

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ma_monitor.numerics.batch import LARGEST, MIN_POINTS, CurveFits, Group, fit_curves, fit_group
+from ma_monitor.numerics.batch import CurveFits, Group, fit_curves, fit_group
 from ma_monitor.numerics.classes import TrajectoryClass, classify
 from ma_monitor.numerics.curve import Curve
 from ma_monitor.numerics.hypotheses import FAMILIES, HypothesisFits, aicc, fit_hypotheses
 from ma_monitor.numerics.noise import PARAMETERS, effective_points, noise_variance
 from ma_monitor.numerics.profile import LEVELS, Evidence, examine, f_quantile
 from ma_monitor.numerics.projection import Floats, Problem
-from ma_monitor.numerics.values import none_if_not_finite
+from ma_monitor.numerics.values import LARGEST, MIN_POINTS, none_if_not_finite
 
 __all__ = [
     "Asymptote",

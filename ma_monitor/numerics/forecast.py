@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ma_monitor.numerics.clock import Clock, learning_rate_clock, step_clock
-from ma_monitor.numerics.members import MIN_POINTS, member_names
+from ma_monitor.numerics.members import member_names
 from ma_monitor.numerics.mixture import Mixture, make_mixture, noise_draws
-from ma_monitor.numerics.values import none_if_not_finite
+from ma_monitor.numerics.values import LARGEST, MIN_POINTS, none_if_not_finite
 
 Floats = NDArray[np.float64]
 
@@ -37,8 +37,6 @@ CLEAR = 12.0
 """An identified past maximum is so many above the first and the last point: of lower ones noise makes the place."""
 FORECAST = "forecast"
 """Status of a layer whose forecast is known."""
-LARGEST = 1e100
-"""A ratio beyond this is not one; its square must fit a float."""
 UNBOUNDED = 100.0
 """An asymptote above so many times the largest ratio seen has no bound that the data support."""
 

@@ -23,8 +23,6 @@ from ma_monitor.numerics.clock import Clock, step_clock
 
 Floats = NDArray[np.float64]
 
-MIN_POINTS = 6
-"""One more than the curve has parameters."""
 MAX_POINTS = 64
 """A longer history enters the curve as the means of so many blocks of neighbours, so that its cost stays bounded."""
 ANCHOR = 5

@@ -86,7 +86,7 @@ def emission(
 def layer_table(ratio: NDArray[np.float64], analysis: Analysis) -> Table:
     """A row a layer: the ratio now, and what fit and forecast say of it (None = not known)."""
     rows = []
-    documents = zip(analysis.fits_document()["layers"], analysis.forecast.to_dict()["layers"], strict=True)
+    documents = zip(analysis.fits_document["layers"], analysis.forecast_document["layers"], strict=True)
     for now, (fit, prediction) in zip(ratio, documents, strict=True):
         peak, asymptote, end = prediction["peak"] or {}, prediction["asymptote"] or {}, prediction["end"] or {}
         peak_known, asymptote_known = peak.get("identified"), asymptote.get("identified")
@@ -130,7 +130,7 @@ def _ratio_scalars(ratio: NDArray[np.float64]) -> dict[str, float]:
 
 def _forecast_scalars(analysis: Analysis) -> dict[str, float]:
     """The forecast's summary scalars, those that are known."""
-    layers: list[dict[str, Any]] = analysis.forecast.to_dict()["layers"]
+    layers: list[dict[str, Any]] = analysis.forecast_document["layers"]
     ends = [(entry["end"], entry["layer"]) for entry in layers if entry["end"] and entry["end"]["median"] is not None]
     asymptotes = [e["asymptote"]["value"] for e in layers if e["asymptote"] and e["asymptote"]["identified"]]
     peaks = [

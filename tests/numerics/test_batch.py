@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, differential_evolution, minimize
 
-from ma_monitor.numerics.batch import LARGEST, Loss, fit_curves
+from ma_monitor.numerics.batch import Loss, fit_curves
 from ma_monitor.numerics.curve import Curve, evaluate
 from ma_monitor.numerics.projection import C_MAX, C_MIN, Floats
+from ma_monitor.numerics.values import LARGEST
 
 WORSE = 1e-6
 """Relative room of the residual sum against a reference optimum."""
