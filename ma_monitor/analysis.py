@@ -18,7 +18,7 @@ from ma_monitor.errors import ConfigError
 from ma_monitor.numerics.fit import Fit, fit_trajectories
 from ma_monitor.numerics.forecast import Forecast, forecast
 from ma_monitor.numerics.values import MIN_POINTS
-from ma_monitor.runs.records import Plan, Ratio
+from ma_monitor.runs.records import Plan
 from ma_monitor.runs.store import Run
 
 GROWTH = 1.05
@@ -68,17 +68,24 @@ def analyse(run: Run, *, at: int | None = None, compare: bool = False) -> Analys
     return Analysis(int(prediction.at), fits, prediction)
 
 
-def fit_run(
-    run: Run, *, at: int | None = None, rank: int = 1, ratio: Ratio | None = None, compare: bool = True
-) -> tuple[Fit, ...]:
-    """The paper's curve and, to ``compare``, the other hypotheses, fitted to layers 1 … L in steps.
-
-    ``ratio`` None is the run's own.
-    """
+def fit_run(run: Run, *, at: int | None = None, rank: int = 1, compare: bool = True) -> tuple[Fit, ...]:
+    """The paper's curve and, to ``compare``, the other hypotheses, fitted to layers 1 … L in steps."""
     seen = _seen(run, at)
     return fit_trajectories(
-        run.steps[:seen], run.ratios(rank, ratio)[:, :seen], total_steps=_total(run, seen), compare=compare
+        run.steps[:seen], run.ratios(rank)[:, :seen], total_steps=_total(run, seen), compare=compare
     )
+
+
+def sequence_ratios(run: Run, *, at: int | None = None, rank: int = 1) -> NDArray[np.float64]:
+    """The ratio of each sequence of the probe, of layers 1 … L up to step ``at``: ``[L, T, n]``.
+
+    NaN or infinite where a median is 0 or a sequence has no numbers.
+    """
+    seen, layers = _seen(run, at), len(run.ratios(rank))
+    stack = run.stack()
+    top, median = np.abs(stack.top[:seen, -layers:, :, rank - 1]), stack.median[:seen, -layers:]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return (top / median).swapaxes(0, 1)
 
 
 def forecast_run(

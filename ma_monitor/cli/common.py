@@ -8,10 +8,15 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from ma_monitor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ma_monitor.runs.records import Ratio
+    from ma_monitor.runs.store import Run
 
 RATIOS = ("ratio_of_means", "mean_of_ratios")
 RATIO_HELP = "how sequences are reduced: ratio_of_means is Eq. 8 of the paper, mean_of_ratios Eq. 6 and 7"
@@ -63,6 +68,22 @@ def add_command(
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
     return parser
+
+
+def add_ratio(parser: Parser, *, default: str | None = None) -> None:
+    """Declares ``--ratio``; None stands for the way a run was made, and `open_run` heeds it."""
+    shown = default or "as the run was made"
+    parser.add_argument("--ratio", choices=RATIOS, default=default, help=f"{RATIO_HELP} (default: {shown})")
+
+
+def open_run(path: str, ratio: Ratio | None = None) -> Run:
+    """The run that a command reads; all it gives is reduced as ``--ratio`` asks, and on disk nothing changes."""
+    from ma_monitor.runs.store import Run
+
+    source = Run.open(path)
+    if ratio is not None:
+        source.meta = replace(source.meta, ratio=ratio)
+    return source
 
 
 def whole(text: str, least: int = 0) -> int:

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from ma_monitor.cli.common import (
-    RATIO_HELP,
-    RATIOS,
     UNKNOWN,
     Commands,
     add_command,
+    add_ratio,
     band,
     count,
     emit_json,
     number,
+    open_run,
     positive,
     reasons,
     say,
@@ -36,6 +36,7 @@ UNFITTED = ("not known", "not known")
 NESTED = {
     "peak": ("step", "height", "low", "high", "identified", "status"),
     "asymptote": ("value", "low", "high", "identified"),
+    "variability": ("cv_percent", "sem_percent", "ci95_percent"),
 }
 
 
@@ -57,7 +58,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--rank", type=positive, default=1, metavar="K", help="which of the largest entries (default: %(default)s)"
     )
-    parser.add_argument("--ratio", choices=RATIOS, help=f"{RATIO_HELP} (default: as the run was made)")
+    add_ratio(parser)
     parser.add_argument("--csv", action="store_true", help="print the layers as CSV on stdout and nothing else")
 
 
@@ -65,24 +66,31 @@ def run(args: argparse.Namespace) -> int:
     """Does it."""
     if args.csv and args.json:
         raise ConfigError("--csv and --json both ask for stdout; give one of them")
-    from ma_monitor.analysis import fit_run
-    from ma_monitor.runs.store import Run
+    from ma_monitor.analysis import fit_run, sequence_ratios
+    from ma_monitor.numerics.variability import variability
 
-    source = Run.open(args.run_dir)
-    fits = fit_run(source, at=args.at, rank=args.rank, ratio=args.ratio)
-    layers = [{"layer": layer, **fit.to_dict()} for layer, fit in zip(source.layers, fits, strict=True)]
+    source = open_run(args.run_dir, args.ratio)
+    fits = fit_run(source, at=args.at, rank=args.rank)
+    each = sequence_ratios(source, at=args.at, rank=args.rank)
+    layers = [
+        {"layer": layer, **fit.to_dict(), "variability": variability(ratios).to_dict()}
+        for layer, fit, ratios in zip(source.layers, fits, each, strict=True)
+    ]
+    spread = variability(each).to_dict()
     at = int(source.steps[-1] if args.at is None else source.steps[source.steps <= args.at][-1])
     compared = compare(layers)
     if args.csv:
         write_csv(layers)
     elif args.json:
-        document = {"run": str(source.path), "at": at, "rank": args.rank, "ratio": args.ratio or source.meta.ratio}
-        emit_json({**document, "layers": layers, "comparison": compared})
+        document = {"run": str(source.path), "at": at, "rank": args.rank, "ratio": source.meta.ratio}
+        emit_json({**document, "layers": layers, "comparison": compared, "variability": spread})
     else:
         points = count(int((source.steps <= at).sum()), "measurement")
         say(f"{source.path}: {source.meta.model.name}, {points} up to step {at:,}")
         say()
         say(fit_table(layers))
+        say()
+        say(variability_words(spread, source.meta.probe.sequences))
         say()
         say(comparison_table(compared, len(layers)))
     return 0
@@ -117,7 +125,7 @@ def _best(hypotheses: dict[str, dict[str, Any]]) -> str | None:
 
 def fit_table(layers: Sequence[dict[str, Any]]) -> str:
     """A line a layer, and below it what is not plain: parameters that are no level, layers that were not fitted."""
-    columns = ("layer", "class", *CURVE, "K", "R2", "AICc", "peak step [80 %]", "asymptote [80 %]")
+    columns = ("layer", "class", *CURVE, "K", "R2", "AICc", "peak step [80 %]", "asymptote [80 %]", "CV %")
     rows = [
         (
             str(layer["layer"]),
@@ -127,6 +135,7 @@ def fit_table(layers: Sequence[dict[str, Any]]) -> str:
             UNKNOWN if layer["r2"] is None else f"{layer['r2']:.4f}",
             number(layer["aicc"]),
             *(UNFITTED if layer["K"] is None else (peak_words(layer["peak"]), asymptote_words(layer["asymptote"]))),
+            number(layer["variability"]["cv_percent"]),
         )
         for layer in layers
     ]
@@ -138,6 +147,17 @@ def _level(layer: dict[str, Any]) -> str:
     """K, in parentheses where it is only a parameter of the curve: a bare number would be read as the limit."""
     level = number(layer["K"])
     return level if layer["K"] is None or layer["asymptote"]["identified"] else f"({level})"
+
+
+def variability_words(spread: dict[str, Any], sequences: int) -> str:
+    """How much the ratio differs between the probe's sequences, over all layers and steps (paper, Table 2)."""
+    if spread["cv_percent"] is None:
+        return "how much the ratio differs between sequences is not known: fewer than two have one"
+    cv, sem, half = (number(spread[key]) for key in NESTED["variability"])
+    return (
+        f"over the probe's {sequences} sequences, mean of all layers and steps: "
+        f"CV {cv} %, standard error {sem} %, 95 % interval ±{half} %"
+    )
 
 
 def comparison_table(compared: dict[str, dict[str, Any]], layers: int) -> str:

@@ -11,9 +11,11 @@ from ma_monitor.cli.common import (
     UNKNOWN,
     Commands,
     add_command,
+    add_ratio,
     band,
     emit_json,
     number,
+    open_run,
     reasons,
     say,
     table,
@@ -55,6 +57,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--schedule", metavar="NAME", help="what if: constant, linear, cosine or wsd, with options as in the example"
     )
+    add_ratio(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,15 +66,14 @@ def run(args: argparse.Namespace) -> int:
 
     from ma_monitor.analysis import forecast_run
     from ma_monitor.numerics.forecast import FORECAST
-    from ma_monitor.runs.store import Run
 
-    source = Run.open(args.run_dir)
+    source = open_run(args.run_dir, args.ratio)
     farthest = args.until if grid is None else grid[-1]
     plan = None if args.schedule is None else what_if(source, args.schedule, args.at, farthest)
     forecast = forecast_run(source, at=args.at, until=args.until, grid=grid, plan=plan)
     if farthest is not None and farthest <= (forecast.at or 0):
         raise ConfigError(f"a forecast made at step {forecast.at} must reach beyond it, got {farthest}; ask for more")
-    document = {**forecast.to_dict(), "what_if": args.schedule}
+    document = {**forecast.to_dict(), "what_if": args.schedule, "ratio": source.meta.ratio}
     if args.json:
         emit_json({"run": str(source.path), **document})
         return 0

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ma_monitor.cli.common import Commands, add_command, count, emit_json, printable, say
+from ma_monitor.cli.common import Commands, add_command, add_ratio, count, emit_json, open_run, printable, say
 from ma_monitor.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -36,15 +36,14 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--dir", metavar="DIR", help="where event files go, or W&B's own (default: RUN/tensorboard, W&B's default)"
     )
+    add_ratio(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Does it."""
     from tqdm import tqdm
 
-    from ma_monitor.runs.store import Run
-
-    source = Run.open(args.run_dir)
+    source = open_run(args.run_dir, args.ratio)
     if len(source.steps) == 0:
         raise ConfigError(f"{source.path}: holds no measurements, so there is nothing to log")
     opened = to_wandb(source, args) if args.to == "wandb" else to_tensorboard(source, args.dir)

@@ -94,7 +94,12 @@ def test_table(call: Call, run_dir: Path) -> None:
         assert cells["K"].startswith("(") != layer["asymptote"]["identified"]
         assert ("not identified" in cells["asymptote [80 %]"]) != layer["asymptote"]["identified"]
     assert lines[3 + LAYERS].startswith("(K): a parameter of the best curve")
-    second = {line.split("  ")[0]: line for line in lines[4 + LAYERS + 2 :]}
+    spread = document["variability"]
+    assert lines[5 + LAYERS] == (
+        "over the probe's 4 sequences, mean of all layers and steps: CV {cv_percent:.4g} %, "
+        "standard error {sem_percent:.4g} %, 95 % interval ±{ci95_percent:.4g} %".format(**spread)
+    )
+    second = {line.split("  ")[0]: line for line in lines[4 + LAYERS + 4 :]}
     assert set(second) == set(document["comparison"])
     assert len({len(line) for line in lines[2 : 3 + LAYERS]}) == 1, "the columns are not aligned"
 
@@ -112,6 +117,38 @@ def test_csv(call: Call, run_dir: Path) -> None:
             value = layer["asymptote"][key]
             assert row[f"asymptote_{key}"] == ("" if value is None else str(value))
         assert row["peak_status"] == layer["peak"]["status"]
+
+
+def test_variability_over_sequences(call: Call, tmp_path: Path) -> None:
+    """One layer's sequences differ by a known spread at every step, the others' not at all."""
+    spread = np.array([0.8, 1.0, 1.0, 1.2])
+    cv = 100 * spread.std(ddof=1) / spread.mean()
+    with Run.create(tmp_path / "run", make_meta(), PLAN) as run:
+        for m in make_measurements():
+            top = m.top.copy()
+            top[1] *= spread[:, None]
+            run.append(replace(m, top=top))
+    document = call("fit", tmp_path / "run", "--json").document
+    first, second, third = (layer["variability"] for layer in document["layers"])
+    assert second["cv_percent"] == pytest.approx(cv, rel=1e-12)
+    assert second["sem_percent"] == pytest.approx(cv / 2, rel=1e-12)
+    assert second["ci95_percent"] == pytest.approx(cv / 2 * 3.182446305, rel=1e-9), "Student's t of 3 degrees"
+    assert first["cv_percent"] == pytest.approx(0, abs=1e-12)
+    whole = document["variability"]
+    assert whole["cv_percent"] == pytest.approx(cv / LAYERS, rel=1e-9)
+    assert whole["measurements"] == sum(one["measurements"] for one in (first, second, third))
+    one_step = call("fit", tmp_path / "run", "--at", 0, "--rank", 2, "--json").document["layers"][1]["variability"]
+    assert one_step == {**second, "measurements": 1} | {k: pytest.approx(second[k], rel=1e-9) for k in list(second)[:3]}
+
+
+def test_one_sequence_has_no_variability(call: Call, tmp_path: Path) -> None:
+    with Run.create(tmp_path / "run", replace(make_meta(), probe=replace(make_meta().probe, sequences=1)), PLAN) as run:
+        for m in make_measurements():
+            one = {name: getattr(m, name)[:, :1] for name in ("top", "position", "token", "channel")}
+            run.append(replace(m, **one, **{name: getattr(m, name)[:, :1] for name in ("median", "nan", "inf")}))
+    document = call("fit", tmp_path / "run", "--json").document
+    assert document["variability"]["cv_percent"] is None
+    assert "between sequences is not known" in call("fit", tmp_path / "run").out
 
 
 def test_only_what_was_seen(call: Call, run_dir: Path) -> None:

@@ -23,7 +23,7 @@ def test_document(call: Call, run_dir: Path) -> None:
     result = call("forecast", run_dir, "--at", AT, "--json")
     document = result.document
     assert result.err == ""
-    assert set(document) == {"run", "at", "clock", "layers", "what_if"}
+    assert set(document) == {"run", "at", "clock", "layers", "what_if", "ratio"}
     assert (document["at"], document["clock"], document["what_if"]) == (AT, "learning_rate", None)
     assert [layer["layer"] for layer in document["layers"]] == [1, 2, 3]
     for layer in document["layers"]:
