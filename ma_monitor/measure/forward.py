@@ -36,31 +36,24 @@ def measure(model: nn.Module, probe: Probe, step: int, *, k: int, batch_size: in
     Raises:
         ModelError: If the blocks cannot be found, one of them did not run, or its output is not a residual stream.
     """
-    collected: list[list[Tensor]] = []
+    layers = find_layers(model)
+    collected: list[list[Tensor]] = [[] for _ in range(len(layers) + 1)]
     width = 0
 
     def read(row: int, hidden: Tensor) -> None:
         nonlocal width
         width = hidden.shape[-1]
-        if hidden.ndim == 3 and hidden.shape[1] != probe.ids.shape[1]:
+        if hidden.shape[1] != probe.ids.shape[1]:
             raise ModelError(
                 f"h_{row} must have a position for every token of the probe, {probe.ids.shape[1]}, "
                 f"got {hidden.shape[1]}; a model that adds or drops positions (prompt tuning) is not supported"
             )
-        if row == len(collected):
-            collected.append([])
         collected[row].append(_packed(activation_statistics(hidden, k)))
 
-    layers = find_layers(model)
     ids = torch.from_numpy(probe.ids)
     for batch in torch.split(ids, batch_size or len(ids)):
-        with reading_layers(layers, read) as seen:
+        with reading_layers(layers, read):
             undisturbed_forward(model, batch)
-        if len(seen) != len(layers) + 1:
-            raise ModelError(
-                f"every block must run once in the probe's forward; of h_0 … h_{len(layers)} only "
-                f"{sorted(seen)} were seen"
-            )
     device = collected[0][0].device
     packed = torch.stack([torch.cat(row).to(device) for row in collected])
     return _measurements(step, packed.cpu().numpy(), probe, k, width)
@@ -69,23 +62,35 @@ def measure(model: nn.Module, probe: Probe, step: int, *, k: int, batch_size: in
 def precision_of(model: nn.Module) -> str:
     """Arithmetic of a forward through ``model``, such as ``float32`` or ``float32 under bfloat16 autocast``.
 
-    Seen from inside a forward of two tokens, because a mixed-precision wrapper shows nowhere else.
+    Seen from inside a forward of two tokens, because a mixed-precision wrapper shows nowhere else. Weights say too
+    little: adapters may outnumber them, quantised ones hold whole numbers, sharded ones rest in another type.
 
     Raises:
-        ModelError: As ``measure``.
+        ModelError: As ``measure``, and if the model does not run on token ids alone.
     """
     found: list[str] = []
 
     def read(row: int, hidden: Tensor) -> None:
         device = hidden.device.type
-        dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
-        dtype = max(set(dtypes), key=dtypes.count, default=hidden.dtype)
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        dtype = autocast = hidden.dtype
+        if torch.is_autocast_enabled(device):  # which may have cast h_0 already
+            dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
+            dtype = max(set(dtypes), key=dtypes.count, default=dtype)
+            autocast = torch.get_autocast_dtype(device)
         name = str(dtype).removeprefix("torch.")
         found.append(name if autocast == dtype else f"{name} under {str(autocast).removeprefix('torch.')} autocast")
 
     with reading_layers(find_layers(model), read):
-        undisturbed_forward(model, torch.zeros(1, 2, dtype=torch.long))
+        try:
+            undisturbed_forward(model, torch.zeros(1, 2, dtype=torch.long))
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"a model must run on token ids alone to be measured; {type(_innermost(model)).__name__} takes "
+                f"{', '.join(_parameters_of_forward(model))} and stopped at two tokens with "
+                f"{type(error).__name__}: {error}"
+            ) from error
     return found[0]
 
 
@@ -94,6 +99,9 @@ def reading_layers(layers: nn.ModuleList, read: Any) -> Iterator[set[int]]:
     """While open, ``read(ℓ, h_ℓ)`` is called in a forward, for ℓ = 0 the first block's input, else a block's output.
 
     Only the first run of each block in a forward counts. Gives the set of ℓ seen so far.
+
+    Raises:
+        ModelError: In the end, if a block did not run.
     """
     seen: set[int] = set()
 
@@ -113,6 +121,10 @@ def reading_layers(layers: nn.ModuleList, read: Any) -> Iterator[set[int]]:
         for row, layer in enumerate(layers, start=1):
             hooks.callback(layer.register_forward_hook(after(row)).remove)
         yield seen
+    if len(seen) <= len(layers):
+        raise ModelError(
+            f"every block must run once in the probe's forward; of h_0 … h_{len(layers)} only {sorted(seen)} were seen"
+        )
 
 
 def undisturbed_forward(model: nn.Module, ids: Tensor) -> None:
@@ -130,6 +142,11 @@ def _hidden(value: Any, row: int) -> Tensor:
         raise ModelError(
             f"h_{row} must be a tensor or the first entry of a tuple, got {type(value).__name__}; "
             "this kind of block is not supported"
+        )
+    if value.ndim != 3:
+        raise ModelError(
+            f"h_{row} must have axes [sequence, token, channel], got shape {tuple(value.shape)}; a model that keeps "
+            "several streams (AltUp, hyper-connections) has no one residual stream"
         )
     return value
 
@@ -179,17 +196,23 @@ def _input_device(model: nn.Module) -> torch.device:
 
 
 def _forward_arguments(model: nn.Module, ids: Tensor) -> dict[str, Any]:
-    """Arguments that make the forward cheap: no cache, and logits of one position instead of all.
-
-    The signature is read from the class, because mixed precision hides it behind a wrapper on the instance.
-    """
-    inner: Any = getattr(model, "_orig_mod", model)
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    accepted = inspect.signature(type(inner).forward).parameters
+    """Arguments that make the forward cheap: no cache, and logits of one position instead of all."""
     arguments: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
-    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+    if getattr(getattr(_innermost(model), "config", None), "is_encoder_decoder", False):
         arguments["decoder_input_ids"] = ids
+    accepted = _parameters_of_forward(model)
     return {name: value for name, value in arguments.items() if name in accepted}
+
+
+def _innermost(model: nn.Module) -> Any:
+    """The model inside a compiled or adapted one."""
+    inner: Any = getattr(model, "_orig_mod", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def _parameters_of_forward(model: nn.Module) -> list[str]:
+    """Read from the class, because mixed precision hides the signature behind a wrapper on the instance."""
+    return list(inspect.signature(type(_innermost(model)).forward).parameters)[1:]
 
 
 @contextmanager

@@ -23,17 +23,18 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
         ModelError: If no list, or more than one, has the depth of the configuration.
     """
     model = getattr(model, "_orig_mod", model)
-    depth = _depth(model)
+    depths = _depths(model)
     searched = []
     for root in _roots(model):
         lists = {name: m for name, m in root.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0}
-        deep = {name: m for name, m in lists.items() if depth is None or len(m) == depth}
-        outer = [m for name, m in deep.items() if not any(name.startswith(f"{other}.") for other in deep)]
-        if len(outer) == 1:
-            return outer[0]
+        for depth in depths or [None]:
+            deep = {name: m for name, m in lists.items() if depth is None or len(m) == depth}
+            outer = [m for name, m in deep.items() if not any(name.startswith(f"{other}.") for other in deep)]
+            if len(outer) == 1:
+                return outer[0]
         searched.append(f"{type(root).__name__} has {sorted((name, len(m)) for name, m in lists.items()) or 'none'}")
     raise ModelError(
-        f"a model must hold exactly one list of {depth or 'its'} blocks to be measured; found as lists of modules: "
+        f"a model must hold exactly one list of {' or '.join(map(str, depths)) or 'its'} blocks to be measured; found as lists of modules: "
         f"{'; '.join(searched)}. Pass the model whose blocks you mean."
     )
 
@@ -58,7 +59,7 @@ def describe_model(model: nn.Module) -> ModelShape:
         family=family,
         layers=layers,
         width=number("hidden_size"),
-        heads=number("num_attention_heads"),
+        heads=_decoder_number(model, "decoder_attention_heads") or number("num_attention_heads"),
         vocabulary=number("vocab_size"),
         parameters=_parameter_count(model),
     )
@@ -84,13 +85,20 @@ def _text_config(model: nn.Module) -> Any:
     return get_text_config(decoder=True) if callable(get_text_config) else config
 
 
-def _depth(model: nn.Module) -> int | None:
-    """Number of decoder blocks by the configuration; of encoder-decoders the decoder's, under T5's or BART's name."""
-    config = _text_config(model)
-    names = ["num_hidden_layers"]
-    if getattr(config, "is_encoder_decoder", False):
-        names = ["num_decoder_layers", "decoder_layers", *names]
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+def _decoder_number(model: nn.Module, name: str) -> int | None:
+    """What BART's or T5's configuration says of the decoder; the text configuration drops or mislays these."""
+    value = getattr(getattr(model, "config", None), name, None)
+    return value if isinstance(value, int) else None
+
+
+def _depths(model: nn.Module) -> list[int]:
+    """How many decoder blocks the configuration speaks of, the decoder's own number first; empty if of none.
+
+    The second is for an encoder alone, whose configuration still describes the decoder that it came with.
+    """
+    own = [_decoder_number(model, name) for name in ("decoder_layers", "num_decoder_layers")]
+    depth = getattr(_text_config(model), "num_hidden_layers", None)
+    return list(dict.fromkeys(d for d in (*own, depth) if isinstance(d, int)))
 
 
 def needs_every_rank(model: nn.Module) -> bool:
