@@ -10,20 +10,21 @@ Only magnitudes are known of such data: no places, no layer 0, no probe. What is
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import SourceError
-from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, RunMeta
+from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, Ratio, RunMeta
 from ma_monitor.runs.store import Run, refuse_run
 
 TEXT_LIMIT = 32 * 2**20
@@ -90,12 +91,32 @@ def read_published(path: str | Path) -> list[Published]:
     return models
 
 
-def import_run(path: str | Path, out: str | Path) -> list[Imported]:
+def published_files(names: Iterable[str]) -> tuple[str, list[str]]:
+    """Finds published measurements among the file names of a repository, at any depth.
+
+    Args:
+        names: Paths with slashes, relative to the repository's root.
+
+    Returns:
+        The folder that `read_published` reads (empty for the root), and every file beside a step's file.
+    """
+    paths = [PurePosixPath(name) for name in names]
+    folders = {path.parent for path in paths if _STEP_FILE.fullmatch(path.name)}
+    models = [folder.parent if folder.name == "stats" else folder for folder in folders]
+    root = posixpath.commonpath(models) if models else ""
+    return root, [str(path) for path in paths if path.parent in folders]
+
+
+def import_run(
+    path: str | Path, out: str | Path, *, ratio: Ratio = "ratio_of_means", source: str = "published data"
+) -> list[Imported]:
     """Makes runs of published measurements.
 
     Args:
         path: What `read_published` reads.
         out: Directory of the run; of several models, ``out/<model>`` each.
+        ratio: How sequences are reduced.
+        source: Where the measurements are from, in words, for the run's metadata.
 
     Raises:
         SourceError: If nothing usable is there, or two models have one name (then no run is made).
@@ -109,19 +130,19 @@ def import_run(path: str | Path, out: str | Path) -> list[Imported]:
                 f"{path}: each model becomes a run of its name, but {count} would be {target}; rename one"
             )
         refuse_run(target)
-    return [_write(model, target) for model, target in zip(models, targets, strict=True)]
+    return [_write(model, target, ratio, source) for model, target in zip(models, targets, strict=True)]
 
 
-def _write(model: Published, target: Path) -> Imported:
+def _write(model: Published, target: Path, ratio: Ratio, source: str) -> Imported:
     if not model.measurements:
         return Imported(model.name, None, 0, model.problems)
     layers, sequences, ranks = model.measurements[0].top.shape
     meta = RunMeta(
         model=ModelShape(model.name, None, layers, None, None, None, None),
-        probe=ProbeInfo(hash=None, sequences=sequences, length=None, source="published data"),
+        probe=ProbeInfo(hash=None, sequences=sequences, length=None, source=source),
         k=ranks,
         first_layer=1,
-        ratio="ratio_of_means",
+        ratio=ratio,
         precision="unknown",
     )
     with Run.create(target, meta, model.plan) as run:

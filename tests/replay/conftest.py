@@ -17,8 +17,8 @@ import pytest
 
 Files = dict[str, bytes]
 
-API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/(?P<what>refs|revision|tree)(/(?P<revision>[^/]+))?)?")
-FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+API = re.compile(r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)(/(?P<what>refs|revision|tree)(/(?P<revision>[^/]+))?)?")
+FILE = re.compile(r"(/datasets)?/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
 @dataclass
