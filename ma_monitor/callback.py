@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, StoreError
+from ma_monitor.measure.distributed import team_of, unwrapped
 from ma_monitor.measure.forward import random_states_kept
-from ma_monitor.measure.layers import context_length, needs_every_rank
+from ma_monitor.measure.layers import context_length
 from ma_monitor.measure.probe import LENGTH, Probe
 from ma_monitor.monitor import Monitor, make_plan
 from ma_monitor.runs.store import META, Run
 from ma_monitor.sinks.trainer import TrainerSinks, find_handler, training_loop
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from ma_monitor.numerics.forecast import Forecast
@@ -66,6 +67,7 @@ class MassiveActivationCallback(TrainerCallback):
         """
         self.config = config or MonitorConfig()
         self.monitor: Monitor | None = None
+        self._main = True
         self._probe = probe
         self._run_dir = None if run_dir is None else Path(run_dir)
         self._trainer: Trainer | None = None
@@ -87,20 +89,28 @@ class MassiveActivationCallback(TrainerCallback):
         if self.monitor is not None:
             self.monitor.close()
             self.monitor = None
-        main, sharded = bool(state.is_world_process_zero), needs_every_rank(model)
-        if not main and not sharded:
-            return
+        self._main = bool(state.is_world_process_zero)
         started = time.perf_counter()
         trainer, checkpoint = training_loop()
         trainer = trainer or self._trainer
+        wrapped = getattr(trainer, "model_wrapped", None)
+        wrapped = wrapped if isinstance(wrapped, nn.Module) and unwrapped(wrapped) is model else model
+        team = team_of(wrapped, self.config.batch_size)
+        if team is None or not (self._main or team.groups):
+            return
         with self._guarded():
-            probe = self._probe or default_probe(
-                trainer, kwargs.get("train_dataloader"), kwargs.get("processing_class"), _probe_length(model)
+            probe = team.agreed(
+                lambda: (
+                    self._probe
+                    or default_probe(
+                        trainer, kwargs.get("train_dataloader"), kwargs.get("processing_class"), _probe_length(model)
+                    )
+                )
             )
-            monitor = Monitor(model, probe, self.config, run_dir=None)
-            if sharded:  # from here on this process takes part, whatever becomes of its run
+            monitor = Monitor(wrapped, probe, self.config, run_dir=None)
+            if team.groups:  # from here on this process takes part, whatever becomes of its run
                 self.monitor = monitor
-            if main:
+            if self._main:
                 self._open(monitor, args, state, kwargs.get("lr_scheduler"), checkpoint)
                 self.monitor = monitor
                 self._remember(state)
@@ -221,7 +231,9 @@ class MassiveActivationCallback(TrainerCallback):
             if self.monitor is not None:
                 self.monitor.fault(what, error)
             else:
-                _LOGGER.warning("ma_monitor: monitoring is off for this training. %s: %s", type(error).__name__, error)
+                level = logging.WARNING if self._main else logging.DEBUG  # what failed on one process is off on all
+                name = type(error).__name__
+                _LOGGER.log(level, "ma_monitor: monitoring is off for this training. %s: %s", name, error)
 
 
 def _probe_length(model: nn.Module) -> int:

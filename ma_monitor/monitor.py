@@ -15,7 +15,7 @@ import ma_monitor
 from ma_monitor.analysis import Analysis, analyse, forecast_run, refit_due
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, StoreError
-from ma_monitor.runs.records import Measurements, Plan, RunMeta
+from ma_monitor.runs.records import Measurements, ModelShape, Plan, RunMeta
 from ma_monitor.runs.store import Run
 from ma_monitor.sinks.base import Sink
 from ma_monitor.sinks.metrics import emission
@@ -23,6 +23,7 @@ from ma_monitor.sinks.metrics import emission
 if TYPE_CHECKING:
     from torch import nn
 
+    from ma_monitor.measure.distributed import Team
     from ma_monitor.measure.probe import Probe
     from ma_monitor.numerics.forecast import Forecast
 
@@ -51,6 +52,7 @@ class Observer:
         self.sinks = sinks
         self.latest: Analysis | None = None
         self.seconds = 0.0
+        self._warning_level = logging.WARNING
         self._warned: set[tuple[str, str]] = set()
         self._emitted = False
         self._final: int | None = None
@@ -103,7 +105,7 @@ class Observer:
             return
         self._warned.add(kind)
         message = f"{what} failed and is left out. {type(error).__name__}: {error}"
-        _LOGGER.warning("ma_monitor: %s", message)
+        _LOGGER.log(self._warning_level, "ma_monitor: %s", message)
         try:
             if self.run is not None:
                 self.run.event("fault", message)
@@ -153,6 +155,9 @@ class Monitor(Observer):
     In any training loop: build it before the first update and call ``monitor.step(updates_done)`` after each, 0
     included; call ``monitor.step(updates_done, final=True)`` and ``monitor.close()`` at the end.
 
+    In a loop of several processes every process does all of that alike, with the model as the loop calls it; the first
+    of the processes that share the model records and warns. What fails on one of them is left out on all.
+
     Attributes:
         model: What is measured; assign another of the same shape to go on with that one.
     """
@@ -173,11 +178,11 @@ class Monitor(Observer):
         """Checks model and probe and opens the run.
 
         Args:
-            model: A causal language model or anything with a residual stream; as the training calls it.
-            probe: What is measured.
+            model: A causal language model or anything with a residual stream; as the training calls it, with the
+                `DistributedDataParallel` around it.
+            probe: What is measured. Of several processes the first one's counts.
             config: How; the defaults work.
-            run_dir: Where the run is kept. None keeps none: for processes that must run a sharded model's forward with
-                the others but record nothing.
+            run_dir: Where the first process keeps the run. None keeps none.
             schedule: The planned learning rate: an array, a name such as ``cosine:warmup=.01``, a file, a scheduler.
             total_steps: Planned number of updates.
             batch: Sequences per update, for the record.
@@ -190,21 +195,25 @@ class Monitor(Observer):
             ConfigError: If the probe does not fit the model, or the schedule breaks a rule.
             StoreError: If ``run_dir`` already holds a run that is not to be continued, or cannot be.
         """
-        from ma_monitor.measure.forward import precision_of
-        from ma_monitor.measure.layers import context_length, describe_model
+        from ma_monitor.measure.distributed import team_of, unwrapped
 
         super().__init__(None, config, sinks=sinks)
-        self.model: nn.Module | None = model
+        self.model: nn.Module | None = None
         self._probe = probe
         self._last_step: int | None = None
+        self._team = team_of(model, self.config.batch_size)
+        if self._team is None:
+            return
+        team, model = self._team, unwrapped(model)
+        self.model = model
+        if not team.first:
+            self._warning_level = logging.DEBUG
         with self.timed():
-            shape = describe_model(model)
-            probe.check(shape.vocabulary, context_length(model))
-            plan = make_plan(schedule, total_steps, batch, from_step=resume_from or 0)
-            precision = precision_of(model)
-            self._meta = RunMeta(shape, probe.info, self.config.k, 0, self.config.ratio, precision, _versions())
+            self._probe = replace(probe, ids=team.from_first(probe.ids))
+            self._meta = self._described(team, model)
+            plan = team.agreed(lambda: make_plan(schedule, total_steps, batch, from_step=resume_from or 0))
             if run_dir is not None:
-                self.open(run_dir, plan, resume_from=resume_from)
+                team.agreed(lambda: self.open(run_dir, plan, resume_from=resume_from) if team.first else None)
 
     def open(self, run_dir: str | Path, plan: Plan, *, resume_from: int | None = None) -> None:
         """Opens the run of a monitor that was made without one.
@@ -231,8 +240,10 @@ class Monitor(Observer):
             force: Measure although it is not due.
 
         Returns:
-            Whether a measurement was made.
+            Whether a measurement was made with this process.
         """
+        if self._team is None:
+            return False
         if step == self._last_step or not (final or force or self.config.due(step)):
             if final:
                 self.finish()
@@ -250,12 +261,27 @@ class Monitor(Observer):
         super().close()
         self.model = None
 
+    def _described(self, team: Team, model: nn.Module) -> RunMeta:
+        """What is fixed for the run; looks at the model's forward, which may need every process."""
+        from ma_monitor.measure.forward import precision_of
+        from ma_monitor.measure.layers import context_length, describe_model
+
+        def described() -> ModelShape:
+            shape = describe_model(model)
+            self._probe.check(shape.vocabulary, context_length(model))
+            return shape
+
+        shape = team.agreed(described)
+        precision = team.agreed(lambda: precision_of(model))
+        return RunMeta(shape, self._probe.info, self.config.k, 0, self.config.ratio, precision, _versions())
+
     def _measure(self, step: int) -> Measurements:
         from ma_monitor.measure.forward import measure
 
         if self.model is None:
             raise ConfigError("a closed monitor has no model to measure; make a new one with resume_from")
-        return measure(self.model, self._probe, step, k=self.config.k, batch_size=self.config.batch_size)
+        config = self.config
+        return measure(self.model, self._probe, step, k=config.k, batch_size=config.batch_size, team=self._team)
 
     def _take(self, measurements: Measurements, *, final: bool) -> None:
         """Observes, unless a resumed run holds this step already.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,13 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from ma_monitor.errors import ModelError
+from ma_monitor.measure.distributed import Team
 from ma_monitor.measure.layers import find_layers
 from ma_monitor.measure.probe import Probe
-from ma_monitor.measure.statistics import Statistics, activation_statistics
+from ma_monitor.measure.sharded import statistics_of
+from ma_monitor.measure.statistics import Statistics
 from ma_monitor.runs.records import Measurements
 
 
-def measure(model: nn.Module, probe: Probe, step: int, *, k: int, batch_size: int | None = None) -> Measurements:
+def measure(
+    model: nn.Module, probe: Probe, step: int, *, k: int, batch_size: int | None = None, team: Team | None = None
+) -> Measurements:
     """Runs the probe and gives the measurements of h_0 … h_L.
 
     Training goes on exactly as if this had not happened: evaluation mode, no gradients, random states and training
@@ -32,31 +36,56 @@ def measure(model: nn.Module, probe: Probe, step: int, *, k: int, batch_size: in
         step: Optimizer updates done.
         k: Largest entries kept per sequence.
         batch_size: Sequences per forward; None for all at once.
+        team: The processes that measure with this one, each of which calls this; None for this one alone. All get the
+            same measurements, or all raise.
 
     Raises:
         ModelError: If the blocks cannot be found, one of them did not run, or its output is not a residual stream.
     """
-    layers = find_layers(model)
+    team = team or Team()
+    batches = torch.split(torch.from_numpy(probe.ids), batch_size or len(probe.ids))
+    layers = team.agreed(lambda: find_layers(model))
+    turns = [min(turn, len(batches) - 1) for turn in team.turns(len(batches))]
+    parts, width = team.agreed(lambda: _forwards(model, layers, [batches[turn] for turn in turns], k))
+    packed = torch.zeros(len(layers) + 1, *probe.ids.shape[:1], parts[0].shape[-1], dtype=torch.long)
+    for turn, part in zip(team.turns(len(batches)), parts, strict=True):
+        if turn < len(batches):
+            packed[:, turn * len(batches[0]) :][:, : part.shape[1]] = part
+    return _measurements(step, team.merged(packed).numpy(), probe, k, width)
+
+
+def _forwards(
+    model: nn.Module, layers: nn.ModuleList, batches: Sequence[Tensor], k: int
+) -> tuple[tuple[Tensor, ...], int]:
+    """Runs micro-batches; gives the packed statistics ``[R, b, 2k + 3]`` of each, on the host, and the width d.
+
+    Nothing is raised inside a forward, and every forward is run: where it is a collective operation, the other
+    processes wait for this one in it.
+    """
     collected: list[list[Tensor]] = [[] for _ in range(len(layers) + 1)]
-    width = 0
+    widths: list[int] = []
+    faults: list[Exception] = []
 
-    def read(row: int, hidden: Tensor) -> None:
-        nonlocal width
-        width = hidden.shape[-1]
-        if hidden.shape[1] != probe.ids.shape[1]:
-            raise ModelError(
-                f"h_{row} must have a position for every token of the probe, {probe.ids.shape[1]}, "
-                f"got {hidden.shape[1]}; a model that adds or drops positions (prompt tuning) is not supported"
-            )
-        collected[row].append(_packed(activation_statistics(hidden, k)))
+    def read(row: int, value: Any) -> None:
+        try:
+            hidden = _hidden(value, row)
+            _check_positions(hidden, row, batches[0].shape[1])
+            widths.append(hidden.shape[-1])
+            collected[row].append(_packed(statistics_of(hidden, k)))
+        except Exception as fault:
+            faults[:] = faults or [fault]
 
-    ids = torch.from_numpy(probe.ids)
-    for batch in torch.split(ids, batch_size or len(ids)):
-        with reading_layers(layers, read):
+    every: list[set[int]] = []
+    for batch in batches:
+        with reading_layers(layers, read) as seen:
             undisturbed_forward(model, batch)
+        every.append(seen)
+    if faults:
+        raise faults[0]
+    _check_seen(min(every, key=len), layers)
     device = collected[0][0].device
-    packed = torch.stack([torch.cat(row).to(device) for row in collected])
-    return _measurements(step, packed.cpu().numpy(), probe, k, width)
+    packed = torch.stack([torch.cat(row).to(device) for row in collected]).cpu()
+    return torch.split(packed, [len(batch) for batch in batches], dim=1), widths[0]
 
 
 def precision_of(model: nn.Module) -> str:
@@ -70,7 +99,8 @@ def precision_of(model: nn.Module) -> str:
     """
     found: list[str] = []
 
-    def read(row: int, hidden: Tensor) -> None:
+    def read(row: int, value: Any) -> None:
+        hidden = _hidden(value, row)
         device = hidden.device.type
         dtype = autocast = hidden.dtype
         if torch.is_autocast_enabled(device):  # which may have cast h_0 already
@@ -80,7 +110,8 @@ def precision_of(model: nn.Module) -> str:
         name = str(dtype).removeprefix("torch.")
         found.append(name if autocast == dtype else f"{name} under {str(autocast).removeprefix('torch.')} autocast")
 
-    with reading_layers(find_layers(model), read):
+    layers = find_layers(model)
+    with reading_layers(layers, read) as seen:
         try:
             undisturbed_forward(model, torch.zeros(1, 2, dtype=torch.long))
         except ModelError:
@@ -88,27 +119,25 @@ def precision_of(model: nn.Module) -> str:
         except Exception as error:
             raise ModelError(
                 f"a model must run on token ids alone to be measured; {type(_innermost(model)).__name__} takes "
-                f"{', '.join(_parameters_of_forward(model))} and stopped at two tokens with "
+                f"{', '.join(_parameters_of_forward(model)[:3])}, … and stopped at two tokens with "
                 f"{type(error).__name__}: {error}"
             ) from error
+    _check_seen(seen, layers)
     return found[0]
 
 
 @contextmanager
 def reading_layers(layers: nn.ModuleList, read: Any) -> Iterator[set[int]]:
-    """While open, ``read(ℓ, h_ℓ)`` is called in a forward, for ℓ = 0 the first block's input, else a block's output.
+    """While open, ``read(ℓ, value)`` is called in a forward, for ℓ = 0 the first block's input, else a block's output.
 
     Only the first run of each block in a forward counts. Gives the set of ℓ seen so far.
-
-    Raises:
-        ModelError: In the end, if a block did not run.
     """
     seen: set[int] = set()
 
     def take(row: int, value: Any) -> None:
         if row not in seen:
             seen.add(row)
-            read(row, _hidden(value, row))
+            read(row, value)
 
     def before_first(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         take(0, args[0] if args else kwargs.get("hidden_states"))
@@ -121,6 +150,9 @@ def reading_layers(layers: nn.ModuleList, read: Any) -> Iterator[set[int]]:
         for row, layer in enumerate(layers, start=1):
             hooks.callback(layer.register_forward_hook(after(row)).remove)
         yield seen
+
+
+def _check_seen(seen: set[int], layers: nn.ModuleList) -> None:
     if len(seen) <= len(layers):
         raise ModelError(
             f"every block must run once in the probe's forward; of h_0 … h_{len(layers)} only {sorted(seen)} were seen"
@@ -149,6 +181,14 @@ def _hidden(value: Any, row: int) -> Tensor:
             "several streams (AltUp, hyper-connections) has no one residual stream"
         )
     return value
+
+
+def _check_positions(hidden: Tensor, row: int, expected: int) -> None:
+    if hidden.shape[1] != expected:
+        raise ModelError(
+            f"h_{row} must have a position for every token of the probe, {expected}, got {hidden.shape[1]}; "
+            "a model that adds or drops positions (prompt tuning) is not supported"
+        )
 
 
 def _packed(statistics: Statistics) -> Tensor:
