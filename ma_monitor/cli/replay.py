@@ -145,7 +145,6 @@ def probe_of_texts(source: Source, texts: list[str] | None, path: str | None) ->
     import tempfile
     from pathlib import Path
 
-    import torch
     from transformers import AutoTokenizer
 
     from ma_monitor.measure.layers import context_length
@@ -154,7 +153,7 @@ def probe_of_texts(source: Source, texts: list[str] | None, path: str | None) ->
 
     with tempfile.TemporaryDirectory(prefix="ma_monitor-") as scratch:
         with source.open_record(Path(scratch)) as folder:
-            length = min(LENGTH, context_length(blank_model(folder, torch.float32)) or LENGTH)
+            length = min(LENGTH, context_length(blank_model(folder)) or LENGTH)
         with source.open_tokenizer(Path(scratch)) as folder:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -2,68 +2,138 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
+
 from ma_monitor.errors import ConfigError, SourceError
+from ma_monitor.measure.layers import describe_model
+from ma_monitor.replay.weights import Stored, own_memory, places, pour, stored_tensors
+from ma_monitor.runs.records import ModelShape
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
+LARGEST_IN_FLOAT32 = 1_500_000_000
+"""Parameters; Pythia-1.4B has 1.41e9, the next larger one 2.78e9."""
+INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+"""What may differ between the configurations of two checkpoints of one model."""
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model of a checkpoint, in evaluation mode.
 
-    Args:
-        folder: Holds ``config.json`` and weights: safetensors, or ``.bin`` of tensors alone.
-        dtype: What the weights are converted to.
-        device: Where they go, without a stay in the host's memory.
+class ModelLoader:
+    """Loads checkpoint after checkpoint of one training into one model.
 
-    Raises:
-        SourceError: If the files cannot be read as a model, or lack weights of the residual stream, which would be
-            left at random values.
+    transformers loads the first. What has the same configuration and tensors of the same names after that is poured
+    into that model's own memory; whatever differs is loaded by transformers again, once the old model is gone.
+
+    Attributes:
+        dtype: What weights are converted to; None until the first checkpoint tells how large the model is.
+        shape: Of the first model; checkpoints of another are refused.
     """
-    try:
-        model, info = _class_for(_configuration(folder)).from_pretrained(
-            folder, dtype=dtype, device_map=device, trust_remote_code=False, weights_only=True, output_loading_info=True
-        )
-    except SourceError:
-        raise
-    except Exception as error:  # each format of weights has its own errors, down to those of its Rust library
-        raise SourceError(f"its weights cannot be read ({_words(error)})") from error
-    missing = sorted(key for key in info["missing_keys"] if _shapes_the_stream(key, model))
-    if missing:
-        raise SourceError(f"its weights lack {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}")
+
+    def __init__(self, dtype: torch.dtype | None, device: torch.device) -> None:
+        """Takes the dtype (None for `default_dtype`) and where weights go."""
+        self.dtype = dtype
+        self.shape: ModelShape | None = None
+        self._device = device
+        self._model: PreTrainedModel | None = None
+        self._facts: dict[str, Any] = {}
+        self._places: Mapping[str, Tensor] = {}
+        self._names: Set[str] = frozenset()
+
+    def load(self, folder: Path) -> PreTrainedModel:
+        """The model with a checkpoint's weights, in evaluation mode; what was given before has them too.
+
+        Args:
+            folder: Holds ``config.json`` and weights: safetensors, or ``.bin`` of tensors alone.
+
+        Raises:
+            SourceError: If the files cannot be read as a model of the same shape as before, or lack weights of the
+                residual stream, which would be left at random values, or hold some that the model has no place for.
+        """
+        blank = blank_model(folder)
+        self.dtype = self.dtype or default_dtype(blank)
+        shape = describe_model(blank)
+        if self.shape not in (None, shape):
+            raise SourceError("its model is of another shape than the one before")
+        facts = {key: value for key, value in blank.config.to_dict().items() if key not in INCIDENTAL}
+        try:
+            with stored_tensors(folder) as stored:
+                if self._model is not None and facts == self._facts and stored.keys() == self._names:
+                    pour(stored, self._places)
+                    return self._model
+                self.release()
+                self._model = _from_pretrained(folder, self.dtype, self._device)
+                self.shape, self._facts = shape, facts
+                self._learn(self._model, stored)
+        except SourceError:
+            raise
+        except Exception as error:  # each format of weights has its own errors, down to those of its Rust library
+            raise SourceError(f"its weights cannot be read ({_words(error)})") from error
+        return self._model
+
+    def release(self) -> None:
+        """Gives the model's memory back."""
+        old: nn.Module | None = self._model
+        if old is not None:
+            old.to("meta")
+        self._model, self._places, self._names = None, {}, frozenset()
+
+    def _learn(self, model: PreTrainedModel, stored: Stored) -> None:
+        """Where the next checkpoint's tensors go; nowhere if what is measured would not be covered."""
+        own_memory(model)
+        entries = model.state_dict()
+        found = places(stored, entries, model.base_model_prefix)
+        covered = {place.data_ptr() for place in found.values()}
+        open_ = [n for n, e in entries.items() if e.data_ptr() not in covered and _shapes_the_stream(n, model)]
+        self._places, self._names = (found, set()) if open_ else (found, set(stored))
+
+
+def default_dtype(model: nn.Module) -> torch.dtype:
+    """float32 up to the size of Pythia-1.4B, bfloat16 above: never float16, which ends at 65504."""
+    return torch.float32 if sum(p.numel() for p in model.parameters()) <= LARGEST_IN_FLOAT32 else torch.bfloat16
+
+
+def _from_pretrained(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model of a checkpoint as transformers loads it."""
+    model, info = _class_for(_configuration(folder)).from_pretrained(
+        folder, dtype=dtype, device_map=device, trust_remote_code=False, weights_only=True, output_loading_info=True
+    )
+    if missing := [key for key in info["missing_keys"] if _shapes_the_stream(key, model)]:
+        raise SourceError(f"its weights lack {_some(missing)}")
+    # A bare model has no place for the heads of whatever model was saved, which do not matter.
+    if foreign := [key for key in info["unexpected_keys"] if key.startswith(f"{model.base_model_prefix}.")]:
+        raise SourceError(f"the model of its config.json has no place for {_some(foreign)} among its weights")
     loaded: PreTrainedModel = model
     return loaded
 
 
-def blank_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def blank_model(folder: Path) -> PreTrainedModel:
     """A model of the checkpoint's shape without any weights: only ``config.json`` is read.
 
     Raises:
         SourceError: If there is no configuration that transformers knows.
     """
-    import torch
-
     configuration = _configuration(folder)
     with torch.device("meta"):
-        model: PreTrainedModel = _class_for(configuration).from_config(configuration, dtype=dtype)
+        model: PreTrainedModel = _class_for(configuration).from_config(configuration)
     return model
 
 
-def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    """The dtype meant, float32 for None.
+def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype meant, None for None or ``auto``, which is `default_dtype`.
 
     Raises:
         ConfigError: If it is not one of floating point.
     """
-    import torch
-
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or torch.float32
+    if dtype in (None, "auto"):
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(f"`dtype` must be float32, bfloat16, float16 or float64, got {dtype!r}")
+        raise ConfigError(f"`dtype` must be auto, float32, bfloat16, float16 or float64, got {dtype!r}")
     return found
 
 
@@ -73,8 +143,6 @@ def checked_device(device: str) -> torch.device:
     Raises:
         ConfigError: If torch has no such device here.
     """
-    import torch
-
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
@@ -103,6 +171,11 @@ def _shapes_the_stream(key: str, model: PreTrainedModel) -> bool:
     """Whether a weight can change what is measured: all of the base model, but no head and no pooler on top."""
     in_base = model.base_model is model or key.startswith(f"{model.base_model_prefix}.")
     return in_base and "pooler" not in key.split(".")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three names."""
+    return f"{', '.join(sorted(names)[:3])}{' and more' if len(names) > 3 else ''}"
 
 
 def _words(error: Exception) -> str:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, SourceError, StoreError
 from ma_monitor.monitor import Monitor, Observer
-from ma_monitor.replay.models import blank_model, checked_device, checked_dtype, load_model
+from ma_monitor.replay.ahead import Fetched, one_ahead
+from ma_monitor.replay.models import ModelLoader, blank_model, checked_device, checked_dtype, default_dtype
 from ma_monitor.replay.sources import Checkpoint, Source
+from ma_monitor.runs.documents import remove_documents
+from ma_monitor.runs.files import lock
+from ma_monitor.runs.log import LogWriter
 from ma_monitor.runs.meta import differences
 from ma_monitor.runs.records import Plan
-from ma_monitor.runs.store import META, Run
+from ma_monitor.runs.store import EVENTS, LOG, META, Run
 from ma_monitor.schedule import planned_rates
 from ma_monitor.sinks.base import Sink
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from ma_monitor.measure.probe import Probe
 
 Progress = Callable[[int, int, str], None]
@@ -55,40 +59,59 @@ def replay(
     *,
     dtype: torch.dtype | str | None = None,
     device: str = "cpu",
+    shard: tuple[int, int] = (0, 1),
+    skip: Collection[int] = (),
+    force: bool = False,
     sinks: Sequence[Sink] = (),
     progress: Progress | None = None,
 ) -> ReplayResult:
     """Measures every checkpoint of a source that the run does not hold yet.
 
     May be killed anywhere and run again: no step is measured twice, none is lost. A checkpoint that cannot be loaded
-    or measured is named, and the others go on. One model is in memory at a time; what a source downloads lies under
-    ``out`` until it is loaded.
+    or measured is named, and the others go on. One model is in memory, whose weights are replaced in place; the next
+    checkpoint is fetched while this one is measured. What a source downloads lies under ``out`` until it is loaded.
 
     Args:
         source: Where the checkpoints are.
         probe: What is measured.
         config: How (None for the defaults); every checkpoint is measured, whatever its ``every``.
         out: The run's directory, made or gone on with.
-        dtype: Of weights and arithmetic; None for float32, whatever a checkpoint was saved in.
+        dtype: Of weights and arithmetic, whatever a checkpoint was saved in; None for `default_dtype`.
         device: Where the forward runs.
+        shard: ``(i, n)`` measures checkpoints i, i + n, i + 2n, … only.
+        skip: Steps that are held elsewhere.
+        force: Begin the run anew, once the first checkpoint is loaded, whatever it holds.
         sinks: Where emissions go.
         progress: Told before each checkpoint and at the end.
 
     Raises:
-        ConfigError: If the probe does not fit the model, or there is no such dtype or device.
+        ConfigError: If the probe does not fit the model, or there is no such dtype, device or shard.
         ModelError: If the model has no residual stream that can be measured.
-        SourceError: If not one checkpoint can be measured.
+        SourceError: If there are checkpoints to measure and not one can be.
         StoreError: If the run in ``out`` is of another model or probe, or cannot be written.
     """
-    replayed = _Replay(source, probe, replace(config or MonitorConfig(), every=1), Path(out), dtype, device, sinks)
+    config = replace(config or MonitorConfig(), every=1)
+    replayed = _Replay(source, probe, config, Path(out), dtype, device, shard_of(source, shard, skip), force, sinks)
     if replayed.held and not replayed.pending:
         replayed.finish_again()
-    else:
+    elif replayed.pending:
         replayed.measure(progress or (lambda done, total, name: None))
-    if not replayed.held and not replayed.measured:
+    if replayed.pending and not replayed.held and not replayed.measured:
         raise SourceError(f"no checkpoint of {source.name} could be measured: {'; '.join(replayed.problems[:3])}")
     skipped = tuple(c.step for c in source.checkpoints if c.step in replayed.held)
     return ReplayResult(replayed.out, tuple(replayed.measured), skipped, tuple(replayed.problems))
+
+
+def shard_of(source: Source, shard: tuple[int, int], skip: Collection[int] = ()) -> list[Checkpoint]:
+    """The checkpoints of one worker: every n-th, beginning with the i-th, without those of the steps to skip.
+
+    Raises:
+        ConfigError: If there is no such shard.
+    """
+    number, count = shard
+    if not 0 <= number < count:
+        raise ConfigError(f"`shard` must be one of 0/n to (n - 1)/n, got {number}/{count}")
+    return [checkpoint for checkpoint in source.checkpoints[number::count] if checkpoint.step not in skip]
 
 
 class _Replay:
@@ -102,14 +125,17 @@ class _Replay:
         out: Path,
         dtype: torch.dtype | str | None,
         device: str,
+        checkpoints: Sequence[Checkpoint],
+        force: bool,
         sinks: Sequence[Sink],
     ) -> None:
         self.source, self.probe, self.config, self.out, self.sinks = source, probe, config, out, sinks
-        self.dtype, self.device = checked_dtype(dtype), checked_device(device)
+        self.loader = ModelLoader(checked_dtype(dtype), checked_device(device))
         self.scratch = out / "incoming"
-        self.known = Run.open(out) if (out / META).is_file() else None
+        self.known = Run.open(out) if (out / META).is_file() and not force else None
         self.held = set() if self.known is None else {int(step) for step in self.known.steps}
-        self.pending = [checkpoint for checkpoint in source.checkpoints if checkpoint.step not in self.held]
+        self.pending = [checkpoint for checkpoint in checkpoints if checkpoint.step not in self.held]
+        self.force = force
         self.plans: list[Plan] = []
         self.measured: list[int] = []
         self.problems = list(source.problems)
@@ -117,32 +143,51 @@ class _Replay:
     def measure(self, progress: Progress) -> None:
         """Measures what is pending, one after the other; the first that can be loaded opens the run."""
         monitor: Monitor | None = None
+        started = time.monotonic()
+        with (
+            own_scratch(self.scratch, self.out),
+            closing(one_ahead(self.source, self.pending, self.scratch)) as coming,
+        ):
+            try:
+                for number, checkpoint in enumerate(self.pending):
+                    progress(number, len(self.pending), checkpoint.name)
+                    monitor = self._measure_one(checkpoint, next(coming), monitor)
+                progress(len(self.pending), len(self.pending), "")
+                if monitor is not None and monitor.run is not None:
+                    self._replan(monitor, before=None)
+                    monitor.finish()
+                    monitor.run.event("replayed", f"{len(self.measured)} in {time.monotonic() - started:.1f} s")
+                    monitor.run.close()  # raises if the disk refused a record, which a monitor's closing only warns of
+            finally:
+                if monitor is not None:
+                    monitor.close()
+                self.loader.release()
+
+    def _measure_one(self, checkpoint: Checkpoint, fetched: Fetched, monitor: Monitor | None) -> Monitor | None:
+        """Measures a checkpoint, or names why not."""
         try:
-            for number, checkpoint in enumerate(self.pending):
-                progress(number, len(self.pending), checkpoint.name)
-                model = self._load(checkpoint, like=None if monitor is None else monitor.model)
-                if model is None:
-                    continue
-                if monitor is None:
-                    monitor = self._open(model)
-                monitor.model = model
-                final = checkpoint is self.pending[-1]
-                self._replan(monitor, before=None if final else checkpoint.step)
-                monitor.step(checkpoint.step, final=final)
-                if monitor.run is not None and checkpoint.step in monitor.run.steps:
-                    self.measured.append(checkpoint.step)
-                else:
-                    self.problems.append(f"{checkpoint.name} left out: its probe failed, the run's events say why")
-                model.to("meta")  # gives its memory back before the next one comes
-            progress(len(self.pending), len(self.pending), "")
-            if monitor is not None and monitor.run is not None:
-                self._replan(monitor, before=None)
-                monitor.finish()
-                monitor.run.close()  # raises if the disk refused a record, which a monitor's closing only warns of
-        finally:
-            if monitor is not None:
-                monitor.close()
-            self._tidy(mine=monitor is not None)
+            lent, folder = fetched.result()
+            with lent:
+                model = self.loader.load(folder)
+        except SourceError as error:
+            self.problems.append(f"{checkpoint.name} left out: {error}")
+            return monitor
+        monitor = monitor or self._open(model)
+        monitor.model = model
+        final = checkpoint is self.pending[-1]
+        self._replan(monitor, before=None if final else checkpoint.step)
+        monitor.step(checkpoint.step, final=final)
+        if monitor.run is None or checkpoint.step not in monitor.run.steps:
+            self.problems.append(f"{checkpoint.name} left out: its probe failed, the run's events say why")
+            return monitor
+        self.measured.append(checkpoint.step)
+        infinite = monitor.run.stack().inf[monitor.run.steps.searchsorted(checkpoint.step)].any(axis=-1)
+        if self.loader.dtype == torch.float16 and infinite.any():
+            self.problems.append(
+                f"{checkpoint.name} overflows in {infinite.sum()} of {len(infinite)} layers: float16 ends at 65504; "
+                "measure it in bfloat16 or float32, in another run"
+            )
+        return monitor
 
     def finish_again(self) -> None:
         """With nothing to measure: still refuses another model or probe, and brings fits and forecast up to date.
@@ -154,52 +199,35 @@ class _Replay:
 
         if self.known is None:
             return
-        try:
-            with self.source.open_record(self.scratch) as folder:
-                shape = describe_model(blank_model(folder, self.dtype))
-        finally:
-            self._tidy(mine=False)
-        precision = str(self.dtype).removeprefix("torch.")
+        with own_scratch(self.scratch, self.out), self.source.open_record(self.scratch) as folder:
+            blank = blank_model(folder)
         wanted = replace(
             self.known.meta,
-            model=shape,
+            model=describe_model(blank),
             probe=self.probe.info,
             k=self.config.k,
             ratio=self.config.ratio,
-            precision=precision,
+            precision=str(self.loader.dtype or default_dtype(blank)).removeprefix("torch."),
         )
         if reasons := differences(self.known.meta, wanted):
             raise StoreError(f"{self.out}: holds another run: {'; '.join(reasons)}; use another run directory")
         with closing(Observer(Run.open(self.out, writable=True), self.config)) as observer:
             observer.finish()
 
-    def _load(self, checkpoint: Checkpoint, like: nn.Module | None) -> nn.Module | None:
-        """A checkpoint's model, None where it is of no use, which is added to the problems then."""
-        from ma_monitor.measure.layers import describe_model
-
-        try:
-            with self.source.open(checkpoint, self.scratch) as folder:
-                model = load_model(folder, self.dtype, self.device)
-            if like is not None and describe_model(model) != describe_model(like):
-                raise SourceError("its model is of another shape than the one before")
-        except SourceError as error:
-            self.problems.append(f"{checkpoint.name} left out: {error}")
-            return None
-        return model
-
-    def _open(self, model: nn.Module) -> Monitor:
+    def _open(self, model: torch.nn.Module) -> Monitor:
         """Begins the run with the first plan that the training recorded, or goes on with the one in force."""
         recorded = self._recorded_plans()
         unknown = Plan(0, None, None, None, "unknown")
         if self.known is None:
             plan, resume_from = next(iter(recorded), unknown), None
-        else:
-            resume_from = max(self.held, default=0)
+        else:  # a replay that was killed may have recorded a plan and not yet the checkpoint after it
+            resume_from = max([*self.held, *(held.from_step for held in self.known.plans)])
             plan = self.known.plan_at(resume_from) or unknown
         self.plans = [later for later in recorded if later.from_step > plan.from_step]
         monitor = Monitor(model, self.probe, self.config, run_dir=None, sinks=self.sinks)
+        if self.force:
+            forget(self.out)
         monitor.open(self.out, plan, resume_from=resume_from)
-        shutil.rmtree(self.scratch, ignore_errors=True)  # left by a replay that was killed: the run has one writer
         return monitor
 
     def _replan(self, monitor: Monitor, *, before: int | None) -> None:
@@ -226,10 +254,47 @@ class _Replay:
             self.problems.append(f"the learning-rate schedule is taken as unknown: {error}")
         return ()
 
-    def _tidy(self, *, mine: bool) -> None:
-        """Removes the folder of downloads, whatever is in it if it is ours alone, and a run directory left empty."""
-        if mine:
-            shutil.rmtree(self.scratch, ignore_errors=True)
-        for folder in (self.scratch, self.out):
+
+@contextmanager
+def own_scratch(scratch: Path, out: Path) -> Iterator[None]:
+    """A folder for downloads that no other process uses; gone afterwards, and so is a run directory left empty.
+
+    What a replay that was killed left there, and beside the run's documents, is removed.
+
+    Raises:
+        StoreError: If the folder cannot be made, or another process replays into this run.
+    """
+    with ExitStack() as held:
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            mine = held.enter_context((scratch / "lock").open("wb"))
+            lock(mine)
+        except BlockingIOError as error:
+            raise StoreError(f"{out}: another process replays into this run; use another directory") from error
+        except OSError as error:
+            raise StoreError(f"{scratch}: cannot be written ({error.strerror or error})") from error
+        for left in scratch.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+        for left in out.glob(".[0-9]*-*.json"):
+            left.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
             with suppress(OSError):
-                folder.rmdir()
+                out.rmdir()
+
+
+def forget(out: Path) -> None:
+    """Removes the run in a directory, and nothing else of what is there.
+
+    Raises:
+        StoreError: If another process is writing it.
+    """
+    if not (out / META).is_file():
+        return
+    with closing(LogWriter(out / LOG, create=True)):
+        for name in (META, LOG, EVENTS):
+            (out / name).unlink(missing_ok=True)
+    remove_documents(out, "fits", "forecast")

@@ -152,7 +152,7 @@ def test_sources_that_are_none(refused: Callable[..., str], saved: Path, ids: Pa
     assert "existing folder or a Hub id" in refused("replay", tmp_path / "absent" / "folder", *out)
     (tmp_path / "nothing").mkdir()
     assert "holds none" in refused("replay", tmp_path / "nothing", *out)
-    assert "`dtype` must be float32" in refused("replay", saved, *out, "--dtype", "int8")
+    assert "`dtype` must be auto, float32" in refused("replay", saved, *out, "--dtype", "int8")
     assert "`device` must be one that torch finds" in refused("replay", saved, *out, "--device", "abacus")
 
 

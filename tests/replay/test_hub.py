@@ -55,7 +55,7 @@ def test_all_means_every_step_branch_in_order(hub: LoopbackHub) -> None:
 
 def test_a_model_without_step_branches_is_refused(hub: LoopbackHub) -> None:
     hub.repos[REPO] = {"main": SAFE}
-    with pytest.raises(SourceError, match="every step<N> branch, and lab/tiny has none among main"):
+    with pytest.raises(SourceError, match="`all` means step<N> branches, and lab/tiny has none among main"):
         hub_source(REPO, "all")
 
 
@@ -251,7 +251,9 @@ def test_a_gated_model_is_called_gated_and_not_missing(hub: LoopbackHub, tmp_pat
 
 def test_offline_mode_is_honoured(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(SourceError, match="offline mode is on; unset HF_HUB_OFFLINE"):
+    with pytest.raises(
+        SourceError, match="offline mode is on, and the Hub's cache holds none of its revisions; unset HF_HUB_OFFLINE"
+    ):
         hub_source(REPO, "all")
     assert hub.requests == []
 

@@ -12,7 +12,7 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM, DistilBertMode
 
 from ma_monitor.errors import ConfigError, SourceError
 from ma_monitor.measure.layers import describe_model
-from ma_monitor.replay.models import blank_model, checked_device, checked_dtype, load_model
+from ma_monitor.replay.models import ModelLoader, blank_model, checked_device, checked_dtype
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,7 @@ def rewrite_weights(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_come_in_the_dtype_asked_for_whatever_they_were_saved_in(checkpoint: Path, dtype: torch.dtype) -> None:
-    model = load_model(checkpoint, dtype, CPU)
+    model = ModelLoader(dtype, CPU).load(checkpoint)
 
     saved = load_file(checkpoint / "model.safetensors")["gpt_neox.layers.1.mlp.dense_h_to_4h.weight"]
     loaded = model.get_parameter("gpt_neox.layers.1.mlp.dense_h_to_4h.weight")
@@ -56,10 +56,10 @@ def test_weights_come_in_the_dtype_asked_for_whatever_they_were_saved_in(checkpo
 
 
 def test_pickled_tensors_alone_are_read(checkpoint: Path) -> None:
-    expected = load_model(checkpoint, torch.float32, CPU).state_dict()
+    expected = ModelLoader(torch.float32, CPU).load(checkpoint).state_dict()
     rewrite_weights(checkpoint, pickled=True)
 
-    loaded = load_model(checkpoint, torch.float32, CPU).state_dict()
+    loaded = ModelLoader(torch.float32, CPU).load(checkpoint).state_dict()
 
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
@@ -80,7 +80,7 @@ def test_pickled_code_is_refused_and_not_run(checkpoint: Path, tmp_path: Path) -
     torch.save({"weight": Malicious(tmp_path / "executed")}, checkpoint / "pytorch_model.bin")
 
     with pytest.raises(SourceError, match=r"weights cannot be read \(UnpicklingError: Weights only load failed"):
-        load_model(checkpoint, torch.float32, CPU)
+        ModelLoader(torch.float32, CPU).load(checkpoint)
 
     assert not (tmp_path / "executed").exists()
     torch.load(checkpoint / "pytorch_model.bin", weights_only=False)
@@ -90,7 +90,7 @@ def test_pickled_code_is_refused_and_not_run(checkpoint: Path, tmp_path: Path) -
 def test_safetensors_go_before_pickled_weights(checkpoint: Path, tmp_path: Path) -> None:
     torch.save({"weight": Malicious(tmp_path / "executed")}, checkpoint / "pytorch_model.bin")
 
-    load_model(checkpoint, torch.float32, CPU)
+    ModelLoader(torch.float32, CPU).load(checkpoint)
 
     assert not (tmp_path / "executed").exists()
 
@@ -100,13 +100,13 @@ def test_remote_code_is_refused(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps(configuration), encoding="utf-8")
     (checkpoint / "own.py").write_text("raise SystemExit('executed')", encoding="utf-8")
     with pytest.raises(SourceError, match=r"config\.json cannot be used .*custom code"):
-        load_model(checkpoint, torch.float32, CPU)
+        ModelLoader(torch.float32, CPU).load(checkpoint)
 
 
 def test_an_unknown_architecture_is_named(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text('{"model_type": "no-such-model"}', encoding="utf-8")
     with pytest.raises(SourceError, match=r"config\.json cannot be used .*no-such-model"):
-        blank_model(checkpoint, torch.float32)
+        blank_model(checkpoint)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 5, 1000])
@@ -114,32 +114,32 @@ def test_cut_weights_are_refused(checkpoint: Path, kept_bytes: int) -> None:
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept_bytes])
     with pytest.raises(SourceError, match="weights cannot be read"):
-        load_model(checkpoint, torch.float32, CPU)
+        ModelLoader(torch.float32, CPU).load(checkpoint)
 
 
 def test_weights_that_are_not_there_are_not_left_to_chance(checkpoint: Path) -> None:
     rewrite_weights(checkpoint, keep=lambda name: "layers.1.mlp" not in name)
     with pytest.raises(SourceError, match=r"lack gpt_neox\.layers\.1\.mlp\.dense_4h_to_h\.bias, .* and more"):
-        load_model(checkpoint, torch.float32, CPU)
+        ModelLoader(torch.float32, CPU).load(checkpoint)
 
 
 def test_a_missing_head_does_no_harm(checkpoint: Path) -> None:
     rewrite_weights(checkpoint, keep=lambda name: not name.startswith("embed_out"))
-    assert isinstance(load_model(checkpoint, torch.float32, CPU), GPTNeoXForCausalLM)
+    assert isinstance(ModelLoader(torch.float32, CPU).load(checkpoint), GPTNeoXForCausalLM)
 
 
 def test_an_architecture_without_a_causal_head_is_loaded_bare(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64)
     DistilBertForMaskedLM(config).save_pretrained(tmp_path)
-    assert isinstance(load_model(tmp_path, torch.float32, CPU), DistilBertModel)
+    assert isinstance(ModelLoader(torch.float32, CPU).load(tmp_path), DistilBertModel)
 
 
 def test_a_blank_model_has_the_shape_and_no_weights(checkpoint: Path) -> None:
-    expected = describe_model(load_model(checkpoint, torch.float32, CPU))
+    expected = describe_model(ModelLoader(torch.float32, CPU).load(checkpoint))
     (checkpoint / "model.safetensors").unlink()
 
-    blank = blank_model(checkpoint, torch.float32)
+    blank = blank_model(checkpoint)
 
     assert describe_model(blank) == expected
     assert {parameter.device.type for parameter in blank.parameters()} == {"meta"}
@@ -147,15 +147,21 @@ def test_a_blank_model_has_the_shape_and_no_weights(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [(None, torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16), (torch.float64, torch.float64)],
+    [
+        (None, None),
+        ("auto", None),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+        (torch.float64, torch.float64),
+    ],
 )
-def test_dtypes_by_name_or_as_they_are(given: torch.dtype | str | None, meant: torch.dtype) -> None:
+def test_dtypes_by_name_or_as_they_are(given: torch.dtype | str | None, meant: torch.dtype | None) -> None:
     assert checked_dtype(given) == meant
 
 
-@pytest.mark.parametrize("given", ["auto", "int8", "fp33", "nn", "", torch.int32])
+@pytest.mark.parametrize("given", ["int8", "fp33", "nn", "", torch.int32])
 def test_what_is_no_dtype_is_refused(given: torch.dtype | str) -> None:
-    with pytest.raises(ConfigError, match="`dtype` must be float32, bfloat16, float16 or float64"):
+    with pytest.raises(ConfigError, match="`dtype` must be auto, float32, bfloat16, float16 or float64"):
         checked_dtype(given)
 
 

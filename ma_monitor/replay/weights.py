@@ -1,0 +1,114 @@
+"""A checkpoint's tensors poured, one after the other, into a model that is already in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ma_monitor.errors import SourceError
+from ma_monitor.replay.sources import weight_files
+
+Stored = Mapping[str, Callable[[], Tensor]]
+"""Name of each tensor of a checkpoint → what reads it."""
+
+READERS = 4
+"""Tensors on their way at once: enough to keep a disk busy, few enough that they weigh little beside the model."""
+SAMPLED = 1024
+"""Entries of a tensor that are compared to tell whether two are the same."""
+
+
+@contextmanager
+def stored_tensors(folder: Path) -> Iterator[Stored]:
+    """The tensors of a checkpoint, none of them read yet; nothing but tensors is ever unpickled."""
+    with ExitStack() as files:
+        found: dict[str, Callable[[], Tensor]] = {}
+        for file in weight_files(folder):
+            if file.suffix == ".bin":
+                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                found |= {name: partial(loaded.__getitem__, name) for name in loaded}
+            else:
+                opened = files.enter_context(safe_open(file, framework="pt"))
+                found |= {name: partial(opened.get_tensor, name) for name in opened.keys()}  # noqa: SIM118
+        yield found
+
+
+def places(stored: Stored, entries: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Where each tensor of a checkpoint belongs in the model that has just been loaded from it.
+
+    A tensor belongs to the entry of its name (or of its name behind the base model's prefix), else to the one entry
+    that nothing of that name claims, if shape and numbers are the same. So renamed heads are found, tied weights are
+    filled once, and whatever transformers converts on the way (fused experts) is seen not to be there.
+
+    Args:
+        stored: The checkpoint's tensors.
+        entries: The model's ``state_dict``.
+        prefix: Of the base model's entries, such as ``gpt_neox``.
+
+    Returns:
+        Name in the checkpoint → the model's own memory. Entries without a tensor are left out.
+    """
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    unnamed = []
+    for name, read in stored.items():
+        entry = entries.get(name, entries.get(f"{prefix}.{name}"))
+        if entry is None:
+            unnamed.append(name)
+        elif entry.data_ptr() not in taken and _same(read(), entry):
+            found[name] = entry
+            taken.add(entry.data_ptr())
+    for name in unnamed:
+        tensor = stored[name]()
+        free = {e.data_ptr(): e for e in entries.values() if e.data_ptr() not in taken and _same(tensor, e)}
+        if len(free) == 1:
+            ((pointer, found[name]),) = free.items()
+            taken.add(pointer)
+    return found
+
+
+def pour(stored: Stored, into: Mapping[str, Tensor]) -> None:
+    """Copies a checkpoint's tensors over a model's, in the model's dtype and on its device.
+
+    No more than `READERS` tensors are in memory besides the model. After an error the model holds a mixture and must
+    be poured into again.
+
+    Raises:
+        SourceError: If a tensor is of another shape than its place.
+    """
+
+    def copy(name: str) -> None:
+        tensor, place = stored[name](), into[name]
+        if tensor.shape != place.shape:
+            raise SourceError(f"its {name} has the shape {list(tensor.shape)} instead of {list(place.shape)}")
+        # A conversion of many gigabytes belongs on the device; a plain copy needs no second place there.
+        place.copy_(tensor if tensor.dtype == place.dtype else tensor.to(place.device))
+
+    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as readers:
+        list(readers.map(copy, into))
+
+
+def own_memory(model: torch.nn.Module) -> None:
+    """Moves what lies in a mapped file into the process's own memory.
+
+    On a CPU transformers lends parameters the pages of the checkpoint's file, which is about to be deleted, or may be
+    cut by whoever writes it.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
+def _same(stored: Tensor, entry: Tensor) -> bool:
+    """Whether two tensors have the same shape and, as far as a sample tells, the same numbers."""
+    if stored.shape != entry.shape:
+        return False
+    stride = max(1, stored.numel() // SAMPLED)
+    return torch.equal(stored.flatten()[::stride].to(entry.dtype), entry.flatten()[::stride].cpu())
