@@ -1,7 +1,8 @@
 """The command line: ``ma-monitor COMMAND``, or ``python -m ma_monitor.cli COMMAND``.
 
 Exit codes: 0 where there is a result (what had to be left out is named on stderr and in the JSON), 2 on bad input with
-one line on stderr, 130 when interrupted. Anything else is a bug and shows its traceback.
+one line on stderr, 3 where a replay had to leave something out, 130 when interrupted. Anything else is a bug and shows
+its traceback.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import sys
 from collections.abc import Sequence
 
 from ma_monitor import __version__
-from ma_monitor.cli import demo, export, fit, forecast, import_, log, replay
+from ma_monitor.cli import demo, export, fit, forecast, import_, log, merge, replay
 from ma_monitor.cli.common import Parser, note, warnings_on_stderr
 from ma_monitor.errors import MaMonitorError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
-COMMANDS = (demo, replay, import_, fit, forecast, export, log)
+COMMANDS = (demo, replay, merge, import_, fit, forecast, export, log)
 
 
 def build_parser() -> Parser:

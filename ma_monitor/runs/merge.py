@@ -1,0 +1,101 @@
+"""Several runs of one training joined into the run that one process would have made."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from ma_monitor.errors import StoreError
+from ma_monitor.runs.codec import encode_measurements
+from ma_monitor.runs.documents import remove_documents
+from ma_monitor.runs.events import add_event
+from ma_monitor.runs.files import writing
+from ma_monitor.runs.log import LogWriter
+from ma_monitor.runs.meta import differences
+from ma_monitor.runs.records import Measurements, Plan
+from ma_monitor.runs.store import EVENTS, LOG, META, Run
+
+
+def merge(paths: Sequence[str | Path], out: str | Path) -> int:
+    """Joins runs that measured different steps of one training in the same way.
+
+    Records are written in step order, each plan before the first step after it came into force, as a replay in one
+    process writes them: metadata and measurements are that run's to the byte. Fits and forecast are left to the
+    caller. The runs stay as they are; killed anywhere, the same call does it all again.
+
+    Args:
+        paths: The runs. What a metadata's free parts (names, versions) say is taken from the first.
+        out: Directory of the joined run. A run that is there already is joined too, as the first.
+
+    Returns:
+        How many steps the joined run holds.
+
+    Raises:
+        StoreError: If one of them is no run or was measured in another way than the first, if two hold the same step
+            with different numbers or different plans for one step, or if ``out`` cannot be written.
+    """
+    out = Path(out)
+    there = (out / META).is_file()
+    runs = [Run.open(path) for path in ([out] if there else []) + [Path(path) for path in paths]]
+    if not runs:
+        raise StoreError(f"{out}: there is no run to join")
+    measured = _joined(runs)
+    plans = _plans(runs)
+    with ExitStack() as held:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            for left in out.glob(".merge-*"):  # by a process that was killed
+                shutil.rmtree(left)
+            beside = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=".merge-", dir=out)))
+        if there:
+            held.callback(LogWriter(out / LOG).close)  # keeps other writers off until the file is replaced
+        with Run.create(beside / "run", runs[0].meta, plans.pop(0) if plans else None) as joined:
+            for step in sorted(measured):
+                while plans and (plans[0].from_step < step or step == max(measured)):
+                    joined.add_plan(plans.pop(0))
+                joined.append(measured[step])
+        with writing(out):
+            (beside / "run" / LOG).replace(out / LOG)
+            if not there:
+                (beside / "run" / META).replace(out / META)
+    remove_documents(out, "fits", "forecast")
+    add_event(out / EVENTS, "merged", f"{len(runs)} runs, {len(measured)} steps")
+    return len(measured)
+
+
+def _joined(runs: Sequence[Run]) -> dict[int, Measurements]:
+    """The measurements of all runs by step."""
+    found: dict[int, Measurements] = {}
+    origin: dict[int, Path] = {}
+    for run in runs:
+        if reasons := differences(runs[0].meta, run.meta):
+            raise StoreError(
+                f"{run.path}: runs are joined only if they were measured in one way, and this differs from "
+                f"{runs[0].path}: {'; '.join(reasons)}"
+            )
+        for m in run.measurements():
+            if encode_measurements(found.setdefault(m.step, m)) != encode_measurements(m):
+                raise StoreError(
+                    f"{run.path}: step {m.step} has other numbers than in {origin[m.step]}; leave one of the two out"
+                )
+            origin.setdefault(m.step, run.path)
+    return found
+
+
+def _plans(runs: Sequence[Run]) -> list[Plan]:
+    """The plans of all runs in order; one that says nothing gives way to one that does."""
+    found: dict[int, Plan] = {}
+    for run in runs:
+        for plan in run.plans:
+            held = found.get(plan.from_step, plan)
+            if held.lr is None and held.total_steps is None:
+                held = plan
+            if not (plan.same_as(held) or (plan.lr is None and plan.total_steps is None)):
+                raise StoreError(
+                    f"{run.path}: what it says was planned from step {plan.from_step} on differs from the other runs"
+                )
+            found[plan.from_step] = held
+    return [found[step] for step in sorted(found)]
