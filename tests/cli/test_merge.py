@@ -1,0 +1,133 @@
+"""``ma-monitor merge`` of small runs made of parts of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ma_monitor.errors import StoreError
+from ma_monitor.runs.merge import merge
+from ma_monitor.runs.records import Measurements, Plan
+from ma_monitor.runs.store import Run
+from tests.cli.conftest import PLAN, STEPS, Call, make_measurements, make_meta
+
+FILES = ("run.json", "measurements.bin", "fits.json", "forecast.json")
+LATER = replace(PLAN, from_step=300, total_steps=1800)
+UNKNOWN = Plan(0, None, None, None, "unknown")
+
+
+def write(path: Path, measurements: list[Measurements], plan: Plan = PLAN, later: Plan | None = LATER) -> Path:
+    """A run as a replay of these steps writes it: the later plan before the first step after it, or before the last."""
+    with Run.create(path, make_meta(), plan) as run:
+        for m in measurements:
+            if later is not None and len(run.plans) == 1 and (m.step > later.from_step or m is measurements[-1]):
+                run.add_plan(later)
+            run.append(m)
+    return path
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in FILES}
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[Measurements]:
+    return make_measurements()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_shards_give_the_whole_run_to_the_byte(
+    call: Call, tmp_path: Path, measured: list[Measurements], count: int
+) -> None:
+    shards = [write(tmp_path / f"shard-{i}", measured[i::count]) for i in range(count)]
+    whole = write(tmp_path / "whole", measured)
+    assert call("merge", whole, "--out", tmp_path / "alone").code == 0
+
+    document = call("merge", *reversed(shards), "--out", tmp_path / "out", "--json").document
+
+    assert document == {"run": str(tmp_path / "out"), "runs": list(map(str, reversed(shards))), "steps": len(STEPS)}
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+    assert (tmp_path / "out" / "measurements.bin").read_bytes() == (whole / "measurements.bin").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*FILES, "events.jsonl"])
+
+
+def test_what_is_there_is_joined_and_again_changes_nothing(
+    call: Call, tmp_path: Path, measured: list[Measurements]
+) -> None:
+    parts = [write(tmp_path / f"part-{i}", measured[i::3]) for i in range(3)]
+    assert call("merge", *parts, "--out", tmp_path / "at once").code == 0
+    (tmp_path / "out" / ".merge-killed").mkdir(parents=True)
+    assert call("merge", *parts[:2], "--out", tmp_path / "out").code == 0
+
+    result = call("merge", parts[2], "--out", tmp_path / "out")
+
+    assert result.out.splitlines()[0] == f"{tmp_path / 'out'}: {len(STEPS)} steps of 1 run"
+    assert contents(tmp_path / "out") == contents(tmp_path / "at once")
+    assert not (tmp_path / "out" / ".merge-killed").exists()
+    assert call("merge", *parts, "--out", tmp_path / "out").code == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "at once")
+
+
+def test_a_shard_that_knew_no_plan_does_no_harm(tmp_path: Path, measured: list[Measurements]) -> None:
+    known = write(tmp_path / "known", measured[::2])
+    unknown = write(tmp_path / "unknown", measured[1::2], UNKNOWN, None)
+    write(tmp_path / "whole", measured)
+    for number, order in enumerate([(known, unknown), (unknown, known)]):
+        merge(order, tmp_path / str(number))
+        assert [(p.from_step, p.total_steps) for p in Run.open(tmp_path / str(number)).plans] == [(0, 2000), (300, 1800)]
+        log = (tmp_path / str(number) / "measurements.bin").read_bytes()
+        assert log == (tmp_path / "whole" / "measurements.bin").read_bytes()
+
+
+def test_steps_held_twice_must_have_the_same_numbers(
+    refused: Callable[..., str], tmp_path: Path, measured: list[Measurements]
+) -> None:
+    broken = replace(measured[3], median=np.full_like(measured[3].median, np.nan))
+    one, same = write(tmp_path / "one", [*measured[:3], broken]), write(tmp_path / "same", [broken, *measured[4:]])
+    other = write(tmp_path / "other", measured[3:])
+
+    assert merge([one, same], tmp_path / "out") == len(STEPS)
+    words = refused("merge", one, other, "--out", tmp_path / "no")
+
+    assert f"other: step {measured[3].step} has other numbers than in {one}" in words
+    assert not (tmp_path / "no").exists()
+
+
+def test_runs_of_another_kind_are_refused(
+    refused: Callable[..., str], tmp_path: Path, measured: list[Measurements]
+) -> None:
+    one = write(tmp_path / "one", measured[::2])
+    meta = make_meta()
+    for name, changed in {
+        "probe hash was": replace(meta, probe=replace(meta.probe, hash="cd" * 32)),
+        "precision was float32, is bfloat16": replace(meta, precision="bfloat16"),
+        "model width was 16, is 32": replace(meta, model=replace(meta.model, width=32)),
+        "ratio was ratio_of_means": replace(meta, ratio="mean_of_ratios"),
+    }.items():
+        other = tmp_path / name.replace(" ", "-")
+        with Run.create(other, changed, PLAN) as run:
+            run.append(measured[1])
+        assert name in refused("merge", one, other, "--out", tmp_path / "out")
+    assert "not a run" in refused("merge", one, tmp_path / "absent", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_plans_and_nothing_at_all_are_refused(tmp_path: Path, measured: list[Measurements]) -> None:
+    one = write(tmp_path / "one", measured[::2])
+    other = write(tmp_path / "other", measured[1::2], replace(PLAN, total_steps=9))
+    with pytest.raises(StoreError, match="other: what it says was planned from step 0 on differs"):
+        merge([one, other], tmp_path / "out")
+    with pytest.raises(StoreError, match="there is no run to join"):
+        merge([], tmp_path / "out")
+
+
+def test_a_run_that_is_being_written_is_not_replaced(tmp_path: Path, measured: list[Measurements]) -> None:
+    one, out = write(tmp_path / "one", measured[::2]), write(tmp_path / "out", measured[1::2])
+    before = (out / "measurements.bin").read_bytes()
+    with Run.open(out, writable=True), pytest.raises(StoreError, match="one writer at a time"):
+        merge([one], out)
+    assert (out / "measurements.bin").read_bytes() == before
