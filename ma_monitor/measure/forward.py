@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -104,8 +105,10 @@ def precision_of(model: nn.Module) -> str:
         device = hidden.device.type
         dtype = autocast = hidden.dtype
         if torch.is_autocast_enabled(device):  # which may have cast h_0 already
-            dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
-            dtype = max(set(dtypes), key=dtypes.count, default=dtype)
+            sizes = Counter[torch.dtype]()
+            for p in model.parameters():
+                sizes[p.dtype] += getattr(p, "ds_numel", p.numel()) if p.is_floating_point() else 0
+            dtype = max(sizes, key=lambda kind: sizes[kind], default=dtype)
             autocast = torch.get_autocast_dtype(device)
         name = str(dtype).removeprefix("torch.")
         found.append(name if autocast == dtype else f"{name} under {str(autocast).removeprefix('torch.')} autocast")

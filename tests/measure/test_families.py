@@ -264,6 +264,8 @@ def test_measures_adapted_models() -> None:
     floating = [p.dtype for p in adapted.parameters()]
     assert floating.count(torch.float32) > floating.count(torch.bfloat16)
     assert precision_of(adapted) == "bfloat16"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert precision_of(adapted) == "bfloat16"
     assert describe_model(adapted).family == "llama"
     check(adapted, hidden_states(adapted, "base_model.model.model.norm"))
     top = measure(adapted, PROBE, 0, k=1).top
