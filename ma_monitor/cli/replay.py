@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ma_monitor.cli.common import (
+    MOST,
     RATIO_HELP,
     RATIOS,
+    UNKNOWN,
     Commands,
+    Parser,
     add_command,
     count,
     emit_json,
     note,
+    number,
     positive,
     printable,
     say,
+    table,
     user_file,
+    whole,
 )
-from ma_monitor.errors import ConfigError, SourceError
+from ma_monitor.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ma_monitor.config import MonitorConfig
     from ma_monitor.measure.probe import Probe
     from ma_monitor.replay.runner import ReplayResult
     from ma_monitor.replay.sources import Source
+
+
+LEFT_OUT = 3
+"""Exit code where the run holds something, but not all that was asked for."""
 
 
 def add(commands: Commands) -> None:
@@ -37,66 +49,123 @@ def add(commands: Commands) -> None:
         run,
         help="measure saved checkpoints as if their training ran now",
         text=(
-            "Measures every checkpoint of SOURCE that RUN does not hold yet: a Hub id, or a folder that holds\n"
-            "checkpoint-<step> or step<step> folders. May be interrupted and run again. A checkpoint that cannot be\n"
-            "measured is named on stderr and left out; the exit code is 0 if anything was measured."
+            "Measures every checkpoint of SOURCE that RUN does not hold yet: a Hub id, a folder that holds\n"
+            "checkpoint-<step> or step<step> folders, or a file that lists such folders. May be interrupted and run\n"
+            "again. A checkpoint that cannot be measured is named on stderr and left out; the exit code is 3 then,\n"
+            "and 2 if nothing could be measured. Started by accelerate or torchrun, the processes share the work."
         ),
         example="ma-monitor replay EleutherAI/pythia-14m --revisions step0,step1000 --out runs/pythia-14m",
     )
-    parser.add_argument("source", metavar="SOURCE", help="Hub id or folder of checkpoints")
+    parser.add_argument("source", metavar="SOURCE", help="Hub id, folder of checkpoints, or list of folders")
     parser.add_argument("--out", required=True, metavar="RUN", help="directory of the run, made or gone on with")
     parser.add_argument(
         "--revisions",
         default="all",
         metavar="NAMES",
-        help="of a Hub id: names with commas between, `paper` or `all` (default: %(default)s)",
+        help="of a Hub id: `all`, `paper` (37 of Pythia's), `log` (nearest to powers of two), names with commas "
+        "between, or a file with a name a line (default: %(default)s)",
     )
-    probe = parser.add_mutually_exclusive_group()
-    probe.add_argument(
-        "--probe-ids", metavar="FILE.npy", help="token ids to measure, whole numbers [sequences, tokens]"
+    _add_probe(parser)
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="of weights and arithmetic (default: float32 up to 1.5e9 parameters, bfloat16 above)",
     )
-    probe.add_argument(
-        "--probe-text", metavar="FILE", help="text to measure, a document a line (default: ten built-in passages)"
-    )
-    parser.add_argument("--dtype", default="float32", help="of weights and arithmetic (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where the model runs (default: %(default)s)")
     parser.add_argument(
         "--batch-size", type=positive, metavar="N", help="sequences in one forward pass (default: all at once)"
     )
     parser.add_argument("--ratio", choices=RATIOS, default=RATIOS[0], help=f"{RATIO_HELP} (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="forget what RUN holds and measure everything anew")
+    parser.add_argument("--keep", action="store_true", help="keep downloads, in RUN/checkpoints")
+    parser.add_argument("--dry-run", action="store_true", help="only say what is to be done, with sizes")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
+        "--shard", type=shard, metavar="I/N", help="measure every N-th checkpoint, from the I-th on (0/N to N-1/N)"
+    )
+    way.add_argument(
+        "--follow", action="store_true", help="wait for checkpoints that a training is still writing into the folder"
+    )
+    parser.add_argument("--until", type=whole, metavar="STEP", help="with --follow: end with this step or a later one")
+
+
+def _add_probe(parser: Parser) -> None:
+    """Declares the three ways to say what is measured."""
+    probe = parser.add_mutually_exclusive_group()
+    probe.add_argument(
+        "--probe",
+        choices=("builtin", "paper"),
+        default="builtin",
+        help="ten built-in passages, or the paper's: ten times 2048 tokens of RedPajama-Data-1T-Sample, which needs "
+        "a network (default: %(default)s)",
+    )
+    probe.add_argument(
+        "--probe-ids", metavar="FILE.npy", help="token ids to measure, whole numbers [sequences, tokens]"
+    )
+    probe.add_argument("--probe-text", metavar="FILE", help="text to measure, a document a line")
+
+
+def shard(text: str) -> tuple[int, int]:
+    """A worker's number and how many there are, as ``0/4``."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count) <= MOST):
+        raise argparse.ArgumentTypeError(f"must be one of 0/N to (N-1)/N, got {text!r}")
+    return int(number), int(count)
 
 
 def run(args: argparse.Namespace) -> int:
     """Does it."""
-    ids = None if args.probe_ids is None else probe_of_ids(args.probe_ids)
-    texts = None if args.probe_text is None else read_texts(args.probe_text)
-
-    from ma_monitor.config import MonitorConfig
+    if args.until is not None and not args.follow:
+        raise ConfigError("--until ends a --follow; give both, or name --revisions")
+    if args.follow:
+        return _tell(_follow(args), Path(args.source).name, args)
     from ma_monitor.replay.sources import open_source
 
-    config = MonitorConfig(ratio=args.ratio, batch_size=args.batch_size)
-    source = open_source(args.source, args.revisions)
-    with _one_bar():
-        probe = ids or probe_of_texts(source, texts, args.probe_text)
-        result = _replay(source, probe, config, args)
+    source = open_source(args.source, args.revisions, keep=Path(args.out) / "checkpoints" if args.keep else None)
+    if args.dry_run:
+        return _tell_plan(source, args)
+    result = _replay(source, args)
+    return 0 if result is None else _tell(result, source.name, args)
+
+
+def _tell(result: ReplayResult, name: str, args: argparse.Namespace) -> int:
+    """Prints what was done, and gives the exit code."""
     for problem in result.problems:
         note(f"ma-monitor: {problem}")
+    code = LEFT_OUT if result.problems else 0
     if args.json:
-        emit_json(
-            {
-                "run": str(result.run),
-                "model": source.name,
-                "measured": list(result.measured),
-                "skipped": list(result.skipped),
-                "problems": list(result.problems),
-            }
-        )
-        return 0
+        steps = {"measured": list(result.measured), "skipped": list(result.skipped)}
+        emit_json({"run": str(result.run), "model": name, **steps, "problems": list(result.problems)})
+        return code
     held = f", {len(result.skipped)} measured before" if result.skipped else ""
     problems = f", {count(len(result.problems), 'problem')}" if result.problems else ""
-    say(f"{result.run}: {count(len(result.measured), 'checkpoint')} of {source.name} measured{held}{problems}")
+    say(f"{result.run}: {count(len(result.measured), 'checkpoint')} of {name} measured{held}{problems}")
     say(f"next: ma-monitor fit {result.run}")
-    return 0
+    return code
+
+
+def _tell_plan(source: Source, args: argparse.Namespace) -> int:
+    """Prints what is to be done."""
+    from ma_monitor.replay.plan import plan_replay
+    from ma_monitor.replay.runner import shard_of
+
+    plan = plan_replay(source, Path(args.out), shard_of(source, args.shard or (0, 1)), anew=args.force)
+    for problem in plan.problems:
+        note(f"ma-monitor: {problem}")
+    pending = list(zip(plan.pending, plan.sizes, strict=True))
+    code = LEFT_OUT if plan.problems else 0
+    if args.json:
+        rows = [{"step": checkpoint.step, "name": checkpoint.name, "bytes": size} for checkpoint, size in pending]
+        facts = {"held": list(plan.held), "seconds": plan.seconds, "problems": list(plan.problems)}
+        emit_json({"run": args.out, "model": source.name, "pending": rows, **facts})
+        return code
+    if pending:
+        cells = [(number(c.step), c.name, UNKNOWN if size is None else f"{size / 1e6:,.1f}") for c, size in pending]
+        say(table(("step", "name", "MB"), cells))
+    total = sum(size or 0 for size in plan.sizes) / 1e9
+    pace = "time unknown until this run has measured something" if plan.seconds is None else f"~{plan.seconds:,.0f} s"
+    say(f"{count(len(pending), 'checkpoint')} to measure, {total:.3g} GB, {pace}; {len(plan.held)} held")
+    return code
 
 
 def probe_of_ids(path: str) -> Probe:
@@ -130,42 +199,6 @@ def read_texts(path: str) -> list[str]:
     return texts
 
 
-def probe_of_texts(source: Source, texts: list[str] | None, path: str | None) -> Probe:
-    """A probe in the source's own tokens, no longer than its model's context.
-
-    Args:
-        source: Whose tokenizer and context count.
-        texts: Documents; None for the built-in passages.
-        path: Where the documents came from.
-
-    Raises:
-        ConfigError: If the texts are too short.
-        SourceError: If the source has no tokenizer that can be read.
-    """
-    import tempfile
-    from pathlib import Path
-
-    from transformers import AutoTokenizer
-
-    from ma_monitor.measure.layers import context_length
-    from ma_monitor.measure.probe import LENGTH, Probe
-    from ma_monitor.replay.models import blank_model
-
-    with tempfile.TemporaryDirectory(prefix="ma_monitor-") as scratch:
-        with source.open_record(Path(scratch)) as folder:
-            length = min(LENGTH, context_length(blank_model(folder)) or LENGTH)
-        with source.open_tokenizer(Path(scratch)) as folder:
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            except Exception as error:  # every kind of tokenizer fails in its own way
-                raise SourceError(
-                    f"the tokenizer of {source.name} cannot be read ({type(error).__name__}: {error}); give --probe-ids"
-                ) from error
-    if texts is None or path is None:
-        return Probe.builtin(tokenizer, length=length)
-    return Probe.from_texts(texts, tokenizer, length=length, source=Path(path).name)
-
-
 @contextmanager
 def _one_bar() -> Iterator[None]:
     """Keeps transformers and the Hub's client from drawing a progress bar for each checkpoint beside ours."""
@@ -180,16 +213,69 @@ def _one_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _replay(source: Source, probe: Probe, config: MonitorConfig, args: argparse.Namespace) -> ReplayResult:
+def _probe(source: Source, args: argparse.Namespace) -> Probe:
+    """The probe that the user means."""
+    from ma_monitor.replay.probes import paper_probe, text_probe
+
+    if args.probe_ids is not None:
+        return probe_of_ids(args.probe_ids)
+    if args.probe_text is not None:
+        return text_probe(source, read_texts(args.probe_text), Path(args.probe_text).name)
+    return paper_probe(source) if args.probe == "paper" else text_probe(source)
+
+
+def _replay(source: Source, args: argparse.Namespace) -> ReplayResult | None:
+    """Replays, alone or with the other processes of a launcher."""
+    from ma_monitor.replay.together import launched, replay_together
+
+    worker = None if args.shard else launched(os.environ)
+    probe = _probe(source, args)
+    if worker is None:
+        return _measure(source, probe, Path(args.out), args, shard=args.shard or (0, 1), force=args.force)
+    if args.device == "cuda":
+        args.device = f"cuda:{worker.local}"
+
+    def share(out: Path, shard: tuple[int, int], skip: Collection[int]) -> ReplayResult:
+        return _measure(source, probe, out, args, shard=shard, skip=skip)
+
+    return replay_together(worker, Path(args.out), share, force=args.force)
+
+
+def _follow(args: argparse.Namespace) -> ReplayResult:
+    """Replays what a training leaves, until it ends or this process is told to."""
+    from ma_monitor.replay.follow import follow
+
+    if not Path(args.source).is_dir():
+        raise ConfigError(f"--follow needs a folder that exists, got {args.source!r}")
+    probes: list[Probe] = []
+
+    def measure(source: Source) -> ReplayResult:
+        if not probes:
+            probes.append(_probe(source, args))
+        return _measure(source, probes[0], Path(args.out), args)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return follow(Path(args.source), Path(args.out), measure, until=args.until)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _measure(source: Source, probe: Probe, out: Path, args: argparse.Namespace, **work: Any) -> ReplayResult:
     """Replays under a progress bar."""
     from tqdm import tqdm
 
+    from ma_monitor.config import MonitorConfig
     from ma_monitor.replay.runner import replay
 
-    with tqdm(total=len(source.checkpoints), unit="checkpoint", disable=None) as bar:
+    config = MonitorConfig(ratio=args.ratio, batch_size=args.batch_size)
+    with _one_bar(), tqdm(total=len(source.checkpoints), unit="checkpoint", disable=None) as bar:
 
         def progress(done: int, total: int, name: str) -> None:
             bar.total, bar.n = total, done
             bar.set_postfix_str(printable(name))
 
-        return replay(source, probe, config, args.out, dtype=args.dtype, device=args.device, progress=progress)
+        return replay(source, probe, config, out, dtype=args.dtype, device=args.device, progress=progress, **work)

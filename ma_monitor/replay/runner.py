@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,7 @@ from ma_monitor.runs.documents import remove_documents
 from ma_monitor.runs.files import lock
 from ma_monitor.runs.log import LogWriter
 from ma_monitor.runs.meta import differences
-from ma_monitor.runs.records import Plan
+from ma_monitor.runs.records import Plan, RunMeta
 from ma_monitor.runs.store import EVENTS, LOG, META, Run
 from ma_monitor.schedule import planned_rates
 from ma_monitor.sinks.base import Sink
@@ -133,6 +133,8 @@ class _Replay:
         self.loader = ModelLoader(checked_dtype(dtype), checked_device(device))
         self.scratch = out / "incoming"
         self.known = Run.open(out) if (out / META).is_file() and not force else None
+        if self.known is not None:
+            self._refuse_other(self.known.meta)
         self.held = set() if self.known is None else {int(step) for step in self.known.steps}
         self.pending = [checkpoint for checkpoint in checkpoints if checkpoint.step not in self.held]
         self.force = force
@@ -201,18 +203,16 @@ class _Replay:
             return
         with own_scratch(self.scratch, self.out), self.source.open_record(self.scratch) as folder:
             blank = blank_model(folder)
-        wanted = replace(
-            self.known.meta,
-            model=describe_model(blank),
-            probe=self.probe.info,
-            k=self.config.k,
-            ratio=self.config.ratio,
-            precision=str(self.loader.dtype or default_dtype(blank)).removeprefix("torch."),
-        )
-        if reasons := differences(self.known.meta, wanted):
-            raise StoreError(f"{self.out}: holds another run: {'; '.join(reasons)}; use another run directory")
+        dtype = self.loader.dtype or default_dtype(blank)
+        self._refuse_other(self.known.meta, model=describe_model(blank), precision=str(dtype).removeprefix("torch."))
         with closing(Observer(Run.open(self.out, writable=True), self.config)) as observer:
             observer.finish()
+
+    def _refuse_other(self, held: RunMeta, **known: Any) -> None:
+        """Refuses a run that was measured in another way than this replay measures, as far as that is known."""
+        wanted = replace(held, probe=self.probe.info, k=self.config.k, ratio=self.config.ratio, **known)
+        if reasons := differences(held, wanted):
+            raise StoreError(f"{self.out}: holds another run: {'; '.join(reasons)}; use another run directory")
 
     def _open(self, model: torch.nn.Module) -> Monitor:
         """Begins the run with the first plan that the training recorded, or goes on with the one in force."""

@@ -103,7 +103,8 @@ def test_what_cannot_be_measured_is_named(call: Call, saved: Path, ids: Path, tm
     (broken / "checkpoint-10" / "model.safetensors").write_bytes(b"no weights")
     (broken / "checkpoint-25" / "config.json").unlink()
     result = call("replay", broken, "--out", tmp_path / "run", "--probe-ids", ids, "--json")
-    document = result.document
+    assert result.code == 3
+    document = json.loads(result.out)
     assert document["measured"] == [0]
     assert [problem.split(" left out: ")[0] for problem in document["problems"]] == ["checkpoint-25", "checkpoint-10"]
     named = [line for line in result.err.splitlines() if line.startswith("ma-monitor: ")]
