@@ -7,16 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from ma_monitor.errors import SourceError
 from ma_monitor.replay.hub import PAPER_REVISIONS, HubSource, hub_source
 from ma_monitor.replay.sources import Checkpoint, open_source
-
-if TYPE_CHECKING:
-    from tests.replay.conftest import LoopbackHub
+from tests.replay.loopback import LoopbackHub
 
 REPO = "lab/tiny"
 SAFE = {"config.json": b"{}", "model.safetensors": b"safe" * 1000}

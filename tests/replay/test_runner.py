@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +27,7 @@ from ma_monitor.runs.log import LogWriter
 from ma_monitor.runs.records import Plan
 from ma_monitor.runs.store import Run
 from ma_monitor.sinks.base import MemorySink
-
-if TYPE_CHECKING:
-    from tests.replay.conftest import LoopbackHub
+from tests.replay.loopback import LoopbackHub
 
 STEPS = (0, 10, 25, 60)
 SAME_ARITHMETIC = 1e-6
