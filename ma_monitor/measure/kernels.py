@@ -5,12 +5,13 @@ lies above infinity. The median is chosen, not computed:
 
 1. ``_bracket`` draws a sample of a sequence and takes two of its order statistics, ``lo`` and ``hi``, around the
    middle one. They lie so far apart that the median of the whole falls between them but for one case in 10⁴.
-2. ``_count`` reads everything once: how many entries are below ``lo``, at ``lo``, at ``hi``, and, for the few strictly
-   between, a histogram. Ties cost nothing: a value so common that it matters is itself ``lo`` or ``hi``. The same read
-   gives the largest magnitude of every chunk, and the number of NaN and of infinite entries.
+2. ``_count`` reads everything once: how many entries are at most ``lo``, and a histogram of the few strictly between
+   ``lo`` and ``hi``. The same read gives the largest magnitude of every chunk, and the number of NaN and of infinite
+   entries.
 3. ``_finish`` finds the median's bin. In half precision a bin is one value, and that is it; in single precision
-   ``_narrow`` makes that bin the bracket of a second ``_count``. Where a bracket missed, ``_finish`` bisects the whole
-   sequence: slow and as exact. Meanwhile a second program takes the k largest out of the chunks that hold them.
+   ``_narrow`` makes that bin the bracket of a second ``_count``. Where the median is ``lo`` or ``hi`` itself (many
+   equal values) ``_finish`` reads the sequence once more, and where the bracket missed it bisects: slow and as exact.
+   Meanwhile a second program takes the k largest out of the chunks that hold them.
 
 No copy of the activations is made, and nothing waits for the host.
 """
@@ -29,28 +30,31 @@ _SAMPLE = tl.constexpr(16384)
 _MARGIN = tl.constexpr(256)
 """Ranks of the sample between its median and either end of the bracket: four standard deviations, √16384 / 2 each."""
 _SLOTS = tl.constexpr(65536)
-"""Counters of a sequence's histogram; bins fewer than that get several each, so that few updates meet."""
+"""Counters of a sequence's histogram."""
+_COPIES = 32
+"""Counters of a bin in half precision, where bins are few: threads of a warp then never wait for one another."""
 _SCAN = tl.constexpr(4096)
-"""Counters read at once; the most that one bin gets."""
-_BLOCK = tl.constexpr(4096)
-"""Entries read at once."""
+"""Counters read at once."""
 _CHUNK = tl.constexpr(16384)
-"""Entries of one program, whose largest magnitude is kept."""
-_UNRESOLVED = tl.constexpr(12)
+"""Entries of one program of ``_count``, whose largest magnitude is kept."""
+_BLOCK = tl.constexpr(1024)
+"""Words of 32 bits that such a program reads at once."""
+_THREADS = tl.constexpr(128)
+"""Threads of such a program."""
+_WIDE_BLOCK = tl.constexpr(16384)
+"""Entries that a program reads at once when it reads a whole sequence."""
+_UNRESOLVED = 12
 """Last bits of single precision that the bracket leaves open: 2⁻¹¹ relative, finer than the bracket is wide."""
 
-_FIELDS = tl.constexpr(16)
+_FIELDS = tl.constexpr(8)
 """What is kept of a sequence between the kernels, as int32; the names below are places in it."""
 _LO = tl.constexpr(0)
 _HI = tl.constexpr(1)
-_BELOW = tl.constexpr(2)
-_AT_LO = tl.constexpr(3)
-_AT_HI = tl.constexpr(4)
-_NAN = tl.constexpr(5)
-_INF = tl.constexpr(6)
-_RANK = tl.constexpr(7)
-_STATE = tl.constexpr(8)
-_MEDIAN = tl.constexpr(9)
+_UP_TO_LO = tl.constexpr(2)
+_NAN = tl.constexpr(3)
+_INF = tl.constexpr(4)
+_RANK = tl.constexpr(5)
+_STATE = tl.constexpr(6)
 
 _OPEN = tl.constexpr(0)
 _FOUND = tl.constexpr(1)
@@ -61,42 +65,42 @@ _SEQUENCES = 12
 
 
 @triton.jit
-def _own_bits(values):  # type: ignore[no-untyped-def]
-    if values.dtype.primitive_bitwidth == 32:
-        return values.to(tl.int32, bitcast=True)
-    return values.to(tl.int16, bitcast=True).to(tl.int32)
-
-
-@triton.jit
 def _magnitude(x, place, inside):  # type: ignore[no-untyped-def]
     """Magnitudes as integers; what lies outside counts as NaN."""
-    bits = _own_bits(tl.load(x + place, mask=inside, other=0))
-    every: tl.constexpr = 0x7FFFFFFF if x.dtype.element_ty.primitive_bitwidth == 32 else 0x7FFF
-    return tl.where(inside, bits & every, every)
+    values = tl.load(x + place, mask=inside, other=0)
+    if x.dtype.element_ty.primitive_bitwidth == 32:
+        return tl.where(inside, values.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7FFFFFFF)
+    else:
+        return tl.where(inside, values.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF, 0x7FFF)
 
 
 @triton.jit
 def _as_single(bits, x):  # type: ignore[no-untyped-def]
-    """The bits, as float32, of the number whose own bits these are."""
+    """The bits, as float32, of the magnitude whose own bits these are."""
     if x.dtype.element_ty.primitive_bitwidth == 32:
         return bits
-    if x.dtype.element_ty == tl.bfloat16:
+    elif x.dtype.element_ty == tl.bfloat16:
         return bits << 16
-    return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True)
+    else:
+        return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def _layout(lo, hi):  # type: ignore[no-untyped-def]
-    """How the values strictly between lo and hi are counted: log2 of values a bin and of counters a bin, counters."""
+def _is_negative(values):  # type: ignore[no-untyped-def]
+    if values.dtype.primitive_bitwidth == 32:
+        return values.to(tl.int32, bitcast=True) < 0
+    else:
+        return values.to(tl.int16, bitcast=True) < 0
+
+
+@triton.jit
+def _bins(lo, hi, COPIES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """How the values strictly between lo and hi are counted: log2 of the values a bin, and the bins."""
     values = tl.maximum(hi - lo - 1, 0)
     shift = 0
-    while ((values - 1) >> shift) >= _SLOTS:
+    while ((values - 1) >> shift) >= _SLOTS // COPIES:
         shift += 1
-    bins = tl.where(values > 0, ((values - 1) >> shift) + 1, 0)
-    copies = 0
-    while (copies < 8) & ((bins << (copies + 1)) <= _SLOTS):
-        copies += 1
-    return shift, copies, bins << copies
+    return shift, tl.where(values > 0, ((values - 1) >> shift) + 1, 0)
 
 
 @triton.jit
@@ -105,8 +109,10 @@ def _clear(counts, used):  # type: ignore[no-untyped-def]
         tl.store(counts + start + tl.arange(0, _SCAN), tl.zeros([_SCAN], tl.int32))
 
 
-@triton.jit
-def _bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr, OPEN_BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["x", "work", "length"])
+def _bracket(  # type: ignore[no-untyped-def]
+    x, work, length, INF: tl.constexpr, BITS: tl.constexpr, OPEN_BITS: tl.constexpr, COPIES: tl.constexpr
+):
     sequence = tl.program_id(0).to(tl.int64)
     fields = work + sequence * _FIELDS
     counts = work + tl.num_programs(0) * _FIELDS + sequence * _SLOTS
@@ -134,12 +140,12 @@ def _bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr, OPEN_BITS: 
 
     field = tl.arange(0, _FIELDS)
     tl.store(fields + field, tl.where(field == _LO, lo, tl.where(field == _HI, hi, 0)))
-    shift, copies, used = _layout(lo, hi)
-    _clear(counts, used)
+    shift, bins = _bins(lo, hi, COPIES)
+    _clear(counts, bins * COPIES)
 
 
-@triton.jit
-def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["x", "work", "length"])
+def _count(x, work, length, INF: tl.constexpr, COPIES: tl.constexpr, FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
     chunk, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sequences = tl.num_programs(1)
     fields = work + sequence * _FIELDS
@@ -149,59 +155,83 @@ def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):  # type: ig
     if FIRST or tl.load(fields + _STATE) == _OPEN:
         lo = tl.load(fields + _LO)
         hi = tl.load(fields + _HI)
-        shift, copies, used = _layout(lo, hi)
+        shift, bins = _bins(lo, hi, COPIES)
+        values = tl.maximum(hi - lo - 1, 0).to(tl.uint32)
+        one = tl.minimum(length, 1)  # known only at run time, so that the update becomes one predicated instruction
+        # Whole words, in half precision two entries each: what a thread reads at once is then the same in every step.
+        half: tl.constexpr = x.dtype.element_ty.primitive_bitwidth == 16
+        per_word: tl.constexpr = 2 if half else 1
+        words = x.to(tl.pointer_type(tl.int32), bitcast=True) + chunk * (_CHUNK // per_word)
+        left = (length - chunk * _CHUNK) // per_word
         lane = tl.arange(0, _BLOCK)
-        copy = (lane + chunk * 37) & ((1 << copies) - 1)
-        tally = tl.zeros([_BLOCK // 8], tl.int32)
-        top = tl.zeros([_BLOCK // 8], tl.int32)
-        for start in range(0, _CHUNK, _BLOCK):
-            place = chunk * _CHUNK + start + lane
-            bits = _magnitude(x, place, place < length)
-            slot = (((bits - lo - 1) >> shift) << copies) + copy
-            tl.atomic_add(counts + slot, 1, mask=(bits > lo) & (bits < hi), sem="relaxed")
+        counts += lane % COPIES
+        up_to_lo = tl.zeros([_THREADS], tl.int32)
+        highest = tl.zeros([_THREADS], tl.int32)
+        for start in range(0, _CHUNK // per_word, _BLOCK):
+            if left >= _CHUNK // per_word:
+                word = tl.load(words + start + lane)
+            else:
+                word = tl.load(words + start + lane, mask=start + lane < left, other=-1)
+            low = word & (0x7FFF if half else 0x7FFFFFFF)
+            above = low - lo - 1
+            tl.atomic_add(counts + (above >> shift) * COPIES, one, mask=above.to(tl.uint32) < values, sem="relaxed")
             if FIRST:
-                # Three counts in one word, ten bits each: at most 8 × 4 are added up before they are taken apart.
-                marks = (bits < lo).to(tl.int32) + ((bits == lo).to(tl.int32) << 10) + ((bits == hi).to(tl.int32) << 20)
-                tally += tl.sum(tl.reshape(marks, [_BLOCK // 8, 8]), axis=1)
-                top = tl.maximum(top, tl.max(tl.reshape(bits, [_BLOCK // 8, 8]), axis=1))
+                up_to_lo += _sum_in_thread((above < 0).to(tl.int32))
+                highest = tl.maximum(highest, _max_in_thread(low))
+            if half:
+                high = (word >> 16) & 0x7FFF
+                above = high - lo - 1
+                tl.atomic_add(counts + (above >> shift) * COPIES, one, mask=above.to(tl.uint32) < values, sem="relaxed")
+                if FIRST:
+                    up_to_lo += _sum_in_thread((above < 0).to(tl.int32))
+                    highest = tl.maximum(highest, _max_in_thread(high))
         if FIRST:
-            tl.atomic_add(fields + _BELOW, tl.sum(tally & 1023), sem="relaxed")
-            tl.atomic_add(fields + _AT_LO, tl.sum((tally >> 10) & 1023), sem="relaxed")
-            tl.atomic_add(fields + _AT_HI, tl.sum(tally >> 20), sem="relaxed")
-            highest = tl.max(top)
-            if highest >= INF:
-                highest = _count_not_finite(x, fields, chunk, length, INF)
-            tl.store(largest + chunk, highest)
+            tl.atomic_add(fields + _UP_TO_LO, tl.sum(up_to_lo), sem="relaxed")
+            top = tl.max(highest)
+            if top >= INF:
+                top = _count_not_finite(x, fields, chunk, length, INF)
+            tl.store(largest + chunk, top)
+
+
+@triton.jit
+def _sum_in_thread(values):  # type: ignore[no-untyped-def]
+    return tl.sum(tl.reshape(values, [_BLOCK // _THREADS, _THREADS]), axis=0)
+
+
+@triton.jit
+def _max_in_thread(values):  # type: ignore[no-untyped-def]
+    return tl.max(tl.reshape(values, [_BLOCK // _THREADS, _THREADS]), axis=0)
 
 
 @triton.jit
 def _count_not_finite(x, fields, chunk, length, INF: tl.constexpr):  # type: ignore[no-untyped-def]
     """Counts NaN and infinite entries of a chunk that has some; gives its largest magnitude, -1 where all are NaN."""
-    highest = -1
-    for start in range(0, _CHUNK, _BLOCK):
-        place = chunk * _CHUNK + start + tl.arange(0, _BLOCK)
-        bits = _magnitude(x, place, place < length)
-        tl.atomic_add(fields + _NAN, tl.sum(((bits > INF) & (place < length)).to(tl.int32)), sem="relaxed")
-        tl.atomic_add(fields + _INF, tl.sum((bits == INF).to(tl.int32)), sem="relaxed")
-        highest = tl.maximum(highest, tl.max(tl.where(bits > INF, -1, bits)))
-    return highest
+    lane = tl.arange(0, _THREADS)
+    nan = tl.zeros([_THREADS], tl.int32)
+    inf = tl.zeros([_THREADS], tl.int32)
+    highest = tl.full([_THREADS], -1, tl.int32)
+    for start in range(chunk * _CHUNK, tl.minimum((chunk + 1) * _CHUNK, length), _THREADS):
+        inside = start + lane < length
+        bits = _magnitude(x, start + lane, inside)
+        nan += ((bits > INF) & inside).to(tl.int32)
+        inf += (bits == INF).to(tl.int32)
+        highest = tl.maximum(highest, tl.where(bits > INF, -1, bits))
+    tl.atomic_add(fields + _NAN, tl.sum(nan), sem="relaxed")
+    tl.atomic_add(fields + _INF, tl.sum(inf), sem="relaxed")
+    return tl.max(highest)
 
 
 @triton.jit
-def _locate(fields, counts, length, FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
+def _locate(fields, counts, length, COPIES: tl.constexpr, FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where the median lies after a count: state, its bits where found, else the bin's lo and hi and the rank in it."""
     lo = tl.load(fields + _LO)
     hi = tl.load(fields + _HI)
-    rank = tl.load(fields + _RANK)
-    at_hi = 0
-    at_lo = 0
-    known = 1
     if FIRST:
-        known = length - tl.load(fields + _NAN)
-        at_lo = tl.load(fields + _AT_LO)
-        at_hi = tl.load(fields + _AT_HI)
-        rank = (known - 1) // 2 - tl.load(fields + _BELOW) - at_lo  # among those strictly between lo and hi
-    shift, copies, used = _layout(lo, hi)
+        rank = (length - tl.load(fields + _NAN) - 1) // 2 - tl.load(fields + _UP_TO_LO)
+    else:
+        rank = tl.load(fields + _RANK)
+    shift, bins = _bins(lo, hi, COPIES)
+    used = bins * COPIES
     index = tl.arange(0, _SCAN)
     passed = 0
     before = 0
@@ -210,62 +240,83 @@ def _locate(fields, counts, length, FIRST: tl.constexpr):  # type: ignore[no-unt
         count = tl.load(counts + start + index, mask=start + index < used, other=0)
         total = tl.sum(count)
         if (rank >= passed) & (rank < passed + total):
-            bin = (start + tl.sum((tl.cumsum(count) + passed <= rank).to(tl.int32))) >> copies
-            before = passed + tl.sum(tl.where(start + index < (bin << copies), count, 0))
+            bin = (start + tl.sum((tl.cumsum(count) + passed <= rank).to(tl.int32))) // COPIES
+            before = passed + tl.sum(tl.where(start + index < bin * COPIES, count, 0))
         passed += total
-    is_lo = (rank < 0) & (rank >= -at_lo)
-    is_hi = (rank >= passed) & (rank < passed + at_hi)
     between = (rank >= 0) & (rank < passed)
-    found = is_lo | is_hi | (between & (shift == 0)) | (known == 0)
-    median = tl.where(is_lo, lo, tl.where(is_hi, hi, lo + 1 + bin))
-    state = tl.where(found, _FOUND, tl.where(between, _OPEN, _MISSED))
+    state = tl.where(between, tl.where(shift == 0, _FOUND, _OPEN), _MISSED)
     lower = lo + (bin << shift)
-    return state, tl.where(known == 0, -1, median), lower, tl.minimum(hi, lower + (1 << shift) + 1), rank - before
+    return state, lo + 1 + bin, lower, tl.minimum(hi, lower + (1 << shift) + 1), rank - before
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["work", "length"])
 def _narrow(work, length):  # type: ignore[no-untyped-def]
     """Makes the median's bin the bracket of the next count."""
     sequence = tl.program_id(0).to(tl.int64)
     fields = work + sequence * _FIELDS
     counts = work + tl.num_programs(0) * _FIELDS + sequence * _SLOTS
-    state, median, lo, hi, rank = _locate(fields, counts, length, True)
+    state, median, lo, hi, rank = _locate(fields, counts, length, 1, True)
     tl.debug_barrier()  # every thread has read before one writes
+    state = tl.where(state == _MISSED, _MISSED, _OPEN)
     tl.store(fields + _STATE, state)
-    tl.store(fields + _MEDIAN, median)
-    tl.store(fields + _LO, lo)
-    tl.store(fields + _HI, hi)
-    tl.store(fields + _RANK, rank)
-    shift, copies, used = _layout(lo, hi)
-    _clear(counts, used)
-
-
-@triton.jit
-def _bisected(x, fields, length, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The median's bits by counting the whole sequence once a bit."""
-    rank = (length - tl.load(fields + _NAN) - 1) // 2
-    median = 0
-    for i in range(BITS):
-        bit = 1 << (BITS - 1 - i)
-        fewer = 0
-        for start in range(0, length, _BLOCK):
-            place = start + tl.arange(0, _BLOCK)
-            fewer += tl.sum((_magnitude(x, place, place < length) < median + bit).to(tl.int32))
-        median = tl.where(fewer <= rank, median + bit, median)
-    return median
-
-
-@triton.jit
-def _write_median(x, fields, counts, out, length, k, BITS: tl.constexpr, TWO_COUNTS: tl.constexpr):  # type: ignore[no-untyped-def]
-    state = tl.load(fields + _STATE)
-    median = tl.load(fields + _MEDIAN)
     if state == _OPEN:
-        state, median, lo, hi, rank = _locate(fields, counts, length, not TWO_COUNTS)
-    if state != _FOUND:
-        median = _bisected(x, fields, length, BITS)
-    median = tl.where(median < 0, 0x7FC00000, _as_single(median, x))
-    tl.store(out + 2 * k, median.to(tl.int64))
-    tl.store(out + 2 * k + 1, tl.load(fields + _NAN).to(tl.int64))
+        tl.store(fields + _LO, lo)
+        tl.store(fields + _HI, hi)
+        tl.store(fields + _RANK, rank)
+        shift, bins = _bins(lo, hi, 1)
+        _clear(counts, bins)
+
+
+@triton.jit
+def _number_at_most(x, length, bits):  # type: ignore[no-untyped-def]
+    number = 0
+    for start in range(0, length, _WIDE_BLOCK):
+        place = start + tl.arange(0, _WIDE_BLOCK)
+        number += tl.sum((_magnitude(x, place, place < length) <= bits).to(tl.int32))
+    return number
+
+
+@triton.jit
+def _searched(x, fields, length, state, lo, hi, INF: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The median's bits by reading the whole sequence a few times.
+
+    Where the state is open it lies strictly between lo and hi; else it is lo, hi (many equal values), or outside.
+    """
+    rank = (length - tl.load(fields + _NAN) - 1) // 2
+    low = lo + 1
+    high = hi - 1
+    if state == _MISSED:
+        if rank < tl.load(fields + _UP_TO_LO):
+            below = _number_at_most(x, length, lo - 1) > rank
+            low = tl.where(below, 0, lo)
+            high = tl.where(below, lo - 1, lo)
+        else:
+            above = _number_at_most(x, length, hi) <= rank
+            low = tl.where(above, hi + 1, hi)
+            high = tl.where(above, INF, hi)
+    while low < high:
+        middle = low + (high - low) // 2
+        enough = _number_at_most(x, length, middle) > rank
+        low = tl.where(enough, low, middle + 1)
+        high = tl.where(enough, middle, high)
+    return low
+
+
+@triton.jit
+def _write_median(  # type: ignore[no-untyped-def]
+    x, fields, counts, out, length, k, INF: tl.constexpr, COPIES: tl.constexpr, FIRST: tl.constexpr
+):
+    nan = tl.load(fields + _NAN)
+    state = tl.load(fields + _STATE)
+    median = 0
+    lo = tl.load(fields + _LO)
+    hi = tl.load(fields + _HI)
+    if state == _OPEN:
+        state, median, lo, hi, rank = _locate(fields, counts, length, COPIES, FIRST)
+    if (state != _FOUND) & (nan < length):
+        median = _searched(x, fields, length, state, lo, hi, INF)
+    tl.store(out + 2 * k, tl.where(nan == length, 0x7FC00000, _as_single(median, x)).to(tl.int64))
+    tl.store(out + 2 * k + 1, nan.to(tl.int64))
     tl.store(out + 2 * k + 2, tl.load(fields + _INF).to(tl.int64))
 
 
@@ -288,14 +339,14 @@ def _write_largest(x, largest, out, length, k, chunks, INF: tl.constexpr, CHUNKS
         left = left & ((own < bits) | (place > taken))
         highest = tl.where(chunk_index == chunk, tl.max(tl.where(left, own, -1)), highest)
         there = bits >= 0
-        value = _own_bits(tl.load(x + taken, mask=there, other=0))
-        tl.store(out + rank, tl.where(there, _as_single(value, x), 0x7FC00000).to(tl.int64))
+        sign = tl.where(_is_negative(tl.load(x + taken, mask=there, other=0)), -2147483648, 0)
+        tl.store(out + rank, tl.where(there, _as_single(bits, x) | sign, 0x7FC00000).to(tl.int64))
         tl.store(out + k + rank, tl.where(there, taken, -1).to(tl.int64))
         last_bits = bits
         last_place = taken
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["x", "work", "out", "length", "k", "chunks"])
 def _finish(  # type: ignore[no-untyped-def]
     x,
     work,
@@ -304,8 +355,8 @@ def _finish(  # type: ignore[no-untyped-def]
     k,
     chunks,
     INF: tl.constexpr,
-    BITS: tl.constexpr,
-    TWO_COUNTS: tl.constexpr,
+    COPIES: tl.constexpr,
+    FIRST: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
     sequence = tl.program_id(1).to(tl.int64)
@@ -315,7 +366,7 @@ def _finish(  # type: ignore[no-untyped-def]
     if tl.program_id(0) == 0:
         fields = work + sequence * _FIELDS
         counts = work + sequences * _FIELDS + sequence * _SLOTS
-        _write_median(x, fields, counts, out, length, k, BITS, TWO_COUNTS)
+        _write_median(x, fields, counts, out, length, k, INF, COPIES, FIRST)
     else:
         largest = work + sequences * (_FIELDS + _SLOTS) + sequence * chunks
         _write_largest(x, largest, out, length, k, chunks, INF, CHUNKS)
@@ -325,33 +376,54 @@ _INFINITY = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0
 
 
 def supports(hidden: Tensor) -> bool:
-    """Whether these kernels can read ``hidden [n, S, d]``: its type, its layout, and its size (int32 places)."""
-    return hidden.dtype in _INFINITY and hidden.is_contiguous() and 0 < hidden[0].numel() < 2**31 - _CHUNK.value
+    """Whether these kernels can read ``hidden [n, S, d]``: its type, its layout and its size."""
+    length = hidden[0].numel() if len(hidden) else 0
+    return (
+        hidden.dtype in _INFINITY
+        and hidden.is_contiguous()
+        and hidden.data_ptr() % 4 == 0
+        and length % 2 == 0  # half precision is read two entries at a time
+        and 0 < length < 2**31 - 2**20  # places within a sequence are int32
+    )
 
 
 def packed_statistics(hidden: Tensor, k: int) -> Tensor:
     """The statistics of ``hidden [n, S, d]`` as ``statistics.Statistics`` packs them, ``[n, 2k + 3]`` int64."""
     packed = torch.empty(len(hidden), 2 * k + 3, dtype=torch.int64, device=hidden.device)
-    for start in range(0, len(hidden), _SEQUENCES):
-        _launch(hidden[start : start + _SEQUENCES], packed[start : start + _SEQUENCES], k)
+    with torch.cuda.device_of(hidden):
+        for start in range(0, len(hidden), _SEQUENCES):
+            _launch_all(hidden[start : start + _SEQUENCES], packed[start : start + _SEQUENCES], k)
     return packed
 
 
-def _launch(hidden: Tensor, out: Tensor, k: int) -> None:
+def _launch_all(hidden: Tensor, out: Tensor, k: int) -> None:
     n, length = len(hidden), hidden[0].numel()
     chunks = triton.cdiv(length, _CHUNK.value)
     single = hidden.dtype == torch.float32
-    inf, bits = _INFINITY[hidden.dtype], 31 if single else 15
+    inf = _INFINITY[hidden.dtype]
+    bits, open_bits, copies = (31, _UNRESOLVED, 1) if single else (15, 0, _COPIES)
     work = torch.empty(n * (_FIELDS.value + _SLOTS.value + chunks), dtype=torch.int32, device=hidden.device)
-    launch: Any = _bracket
-    launch[(n,)](hidden, work, length, inf, bits, _UNRESOLVED.value if single else 0, num_warps=16)
-    launch = _count
-    launch[(chunks, n)](hidden, work, length, inf, True, num_warps=4)
+    _launch(_bracket, (n, 1, 1), 16, (hidden, work, length), (inf, bits, open_bits, copies))
+    _launch(_count, (chunks, n, 1), _THREADS.value // 32, (hidden, work, length), (inf, copies, True))
     if single:
-        launch = _narrow
-        launch[(n,)](work, length, num_warps=16)
-        launch = _count
-        launch[(chunks, n)](hidden, work, length, inf, False, num_warps=4)
-    launch = _finish
-    power = triton.next_power_of_2(chunks)
-    launch[(2, n)](hidden, work, out, length, k, chunks, inf, bits, single, power, num_warps=16)
+        _launch(_narrow, (n, 1, 1), 16, (work, length), ())
+        _launch(_count, (chunks, n, 1), _THREADS.value // 32, (hidden, work, length), (inf, copies, False))
+    constants = (inf, copies, not single, triton.next_power_of_2(chunks))
+    _launch(_finish, (2, n, 1), 16, (hidden, work, out, length, k, chunks), constants)
+
+
+_COMPILED: dict[tuple[Any, ...], Any] = {}
+
+
+def _launch(kernel: Any, grid: tuple[int, int, int], warps: int, args: tuple[Any, ...], constants: Any) -> None:
+    """Launches a kernel, the compiled one directly once there is one.
+
+    Triton's own way looks at every argument and at every global at each launch, which takes the host longer than many a
+    block's forward. Nothing here is specialised on an argument's value, so the constants and the type decide.
+    """
+    key = (kernel, args[0].dtype, args[0].device, constants)
+    compiled = _COMPILED.get(key)
+    if compiled is None:
+        _COMPILED[key] = kernel[grid](*args, *constants, num_warps=warps)
+    else:
+        compiled[grid](*args, *constants)
