@@ -8,7 +8,9 @@ reaches all processes of a mesh of any number of axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -132,6 +134,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside a `DistributedDataParallel`, whose own forward may not be called by one process alone."""
     wrapper = _data_parallel_wrapper(model)
     return model if wrapper is None else wrapper.module
+
+
+@contextmanager
+def resharded(model: nn.Module) -> Iterator[None]:
+    """In the end FSDP2's parameters are in parts again, as between two updates.
+
+    A forward without a backward leaves the outermost module's parameters whole: an update would not reach those.
+    """
+    yield
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # where it was never loaded nothing is sharded by it
+    for module in model.modules() if fsdp is not None else ():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 def _data_parallel_wrapper(model: nn.Module) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ma_monitor.errors import ModelError
-from ma_monitor.measure.distributed import Team
+from ma_monitor.measure.distributed import Team, resharded
 from ma_monitor.measure.layers import find_layers
 from ma_monitor.measure.probe import Probe
 from ma_monitor.measure.sharded import statistics_of
@@ -165,7 +165,7 @@ def _check_seen(seen: set[int], layers: nn.ModuleList) -> None:
 def undisturbed_forward(model: nn.Module, ids: Tensor) -> None:
     """One evaluation forward of ``ids [b, S]`` that leaves model, random states and compiled code as they were."""
     device = _input_device(model)
-    with random_states_kept(device), _evaluation_mode(model), _nothing_compiled(), torch.no_grad():
+    with resharded(model), random_states_kept(device), _evaluation_mode(model), _nothing_compiled(), torch.no_grad():
         model(ids.to(device), **_forward_arguments(model, ids.to(device)))
 
 

@@ -1,0 +1,62 @@
+"""One process fails, before, in and after a forward that needs all: none waits, all train on alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ma_monitor.measure import forward
+from tests.distributed.common import Warned, a_model, loop
+from tests.distributed.of_loops import sharded
+
+PLACES = {"before": "find_layers", "inside": "statistics_of", "after": "_check_seen"}
+"""Where a probe can fail → the function of ``measure.forward`` that is made to."""
+
+
+def faults(folder: Path, device: torch.device) -> dict[str, Any]:
+    return {
+        where: _failing(folder / where, name, lambda: sharded(a_model(device), device))
+        for where, name in PLACES.items()
+    }
+
+
+def faults_ddp(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Of the processes that share the micro-batches; and a forward that only the failing one ever ran."""
+
+    def make() -> nn.Module:
+        return nn.parallel.DistributedDataParallel(a_model(device))
+
+    return {name: _failing(folder / name, name, make) for name in ("statistics_of", "undisturbed_forward")}
+
+
+def _failing(folder: Path, name: str, make: Callable[[], nn.Module]) -> dict[str, Any]:
+    """A training in which the last process fails in the second and the third probe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unwatched = loop(make(), None)
+    works, measured = getattr(forward, name), forward.measure
+    failing: list[int] = []
+
+    def fails(*arguments: Any) -> Any:
+        if failing and failing[-1] in (1, 2) and dist.get_rank() == dist.get_world_size() - 1:
+            raise MemoryError(f"none left in {name}")
+        return works(*arguments)
+
+    def at(model: nn.Module, probe: Any, step: int, **options: Any) -> Any:
+        failing.append(step)
+        return measured(model, probe, step, **options)
+
+    with mock.patch.object(forward, name, fails), mock.patch.object(forward, "measure", at), Warned() as warnings:
+        watched = loop(make(), folder / "run")
+    return {
+        "untouched": unwatched["trained"] == watched["trained"],
+        "steps": watched["steps"],
+        "faults": watched["faults"],
+        "warnings": warnings,
+        "records": watched["records"],
+    }

@@ -1,0 +1,94 @@
+"""Plain loops: the same code on every process, unwatched twice and watched once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from tests.distributed.common import a_model, alone, differs, loop
+
+
+def _thrice(folder: Path, make: Callable[[], nn.Module], single: nn.Module, batch_size: int | None) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    once, again = loop(make(), None), loop(make(), None)
+    watched = loop(make(), folder / "run", batch_size=batch_size, strict=True)
+    first = watched.pop("first")
+    return {
+        "repeatable": once == again,
+        "untouched": once["trained"] == watched["trained"],
+        "differs": None if first is None else differs(first, alone(single, batch_size=batch_size)),
+        "runs": sorted(path.name for path in folder.iterdir() if dist.get_rank() == 0),
+        **watched,
+    }
+
+
+def ddp_loop(folder: Path, device: torch.device) -> dict[str, Any]:
+    def make() -> nn.Module:
+        return nn.parallel.DistributedDataParallel(a_model(device))
+
+    split = _thrice(folder / "split", make, a_model(device), 2)
+    whole = _thrice(folder / "whole", make, a_model(device), None)
+    return {"split": split, "whole": whole}
+
+
+def fsdp1(folder: Path, device: torch.device) -> dict[str, Any]:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    def make() -> nn.Module:
+        policy = ModuleWrapPolicy({LlamaDecoderLayer})
+        return FullyShardedDataParallel(
+            a_model(device), auto_wrap_policy=policy, device_id=device, use_orig_params=True
+        )
+
+    return _thrice(folder, make, a_model(device), 2)
+
+
+def fsdp2_loop(folder: Path, device: torch.device) -> dict[str, Any]:
+    return _thrice(folder, lambda: sharded(a_model(device), device), a_model(device), 2)
+
+
+def fsdp2_bf16(folder: Path, device: torch.device) -> dict[str, Any]:
+    def make() -> Any:
+        return a_model(device).to(torch.bfloat16)
+
+    return _thrice(folder, lambda: sharded(make(), device), make(), 2)
+
+
+def sharded(model: Any, device: torch.device) -> Any:
+    """FSDP2 over all processes."""
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def tp(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
+
+    weights = folder / "weights"
+    single = a_model(device).to(dtype)
+    if dist.get_rank() == 0:
+        single.save_pretrained(weights)
+    dist.barrier()
+
+    def make() -> Any:
+        plan = DistributedConfig(tp_plan="auto", tp_size=dist.get_world_size())
+        return AutoModelForCausalLM.from_pretrained(weights, dtype=dtype, distributed_config=plan)
+
+    return _thrice(folder / "lives", make, single, 2)
+
+
+def tp_bf16(folder: Path, device: torch.device) -> dict[str, Any]:
+    return tp(folder, device, torch.bfloat16)

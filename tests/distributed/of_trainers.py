@@ -1,0 +1,126 @@
+"""The real Trainer: unwatched twice, and watched in several ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ma_monitor import MassiveActivationCallback, MonitorConfig, Run
+from tests.distributed.common import BATCH, STEPS, Warned, a_model, a_probe, alone, differs, digest
+from tests.training import train
+
+
+def ddp(folder: Path, device: torch.device) -> dict[str, Any]:
+    """With the probe on the first process alone, and split over both."""
+    return {
+        "whole": _thrice(folder / "whole", device, batch_size=None),
+        "split": _thrice(folder / "split", device, batch_size=BATCH),
+    }
+
+
+def fsdp2(folder: Path, device: torch.device) -> dict[str, Any]:
+    with _fsdp_on_any_device(device):
+        return _thrice(
+            folder,
+            device,
+            batch_size=BATCH,
+            fsdp=True,
+            fsdp_config={"fsdp_version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},
+        )
+
+
+def zero3(folder: Path, device: torch.device) -> dict[str, Any]:
+    settings = {
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "train_micro_batch_size_per_gpu": 4,
+        "train_batch_size": 4 * dist.get_world_size(),
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    return _thrice(folder, device, batch_size=BATCH, deepspeed=settings)
+
+
+def no_probe_on_one(folder: Path, device: torch.device) -> dict[str, Any]:
+    """The last process finds no probe: monitoring is off on all of them, and the training goes on."""
+    from ma_monitor import callback as module
+
+    def fails(*_: Any) -> Any:
+        raise OSError("no rows here")
+
+    def find(*arguments: Any) -> Any:
+        return (fails if dist.get_rank() else default)(*arguments)
+
+    default = module.default_probe
+    watching = MassiveActivationCallback(MonitorConfig(every=2, batch_size=BATCH))
+    with mock.patch.object(module, "default_probe", find), Warned() as warnings:
+        result = train(folder / "out", [watching], model=a_model(device), max_steps=STEPS, **_on(device))
+    steps = result.trainer.state.global_step
+    return {"steps": steps, "monitors": watching.monitor is not None, "warnings": warnings}
+
+
+def _thrice(folder: Path, device: torch.device, *, batch_size: int | None, **changes: Any) -> dict[str, Any]:
+    def life(name: str, callbacks: list[Any]) -> tuple[Any, str]:
+        model = a_model(device, attention_dropout=0.1)
+        result = train(folder / name, callbacks, model=model, max_steps=STEPS, **_on(device), **changes)
+        losses = torch.tensor([row.get("loss", 0.0) for _, row in result.losses], dtype=torch.float64)
+        return result, digest([*result.weights.values(), losses, torch.get_rng_state()])
+
+    once, again = life("once", [])[1], life("again", [])[1]
+    config = MonitorConfig(every=2, batch_size=batch_size, strict=True)
+    watching = MassiveActivationCallback(config, probe=a_probe())
+    result, watched = life("watched", [watching])
+    single = _whole(result, device)
+    measured = Run.open(folder / "watched" / "ma_monitor").measurements()
+    return {
+        "repeatable": once == again,
+        "untouched": once == watched,
+        "differs": differs(measured[-1], alone(single, batch_size=batch_size, step=STEPS)),
+        "steps": [m.step for m in measured],
+        "runs": sorted(path.name for path in (folder / "watched").iterdir() if path.name.startswith("ma_monitor")),
+        "records": watching.monitor is not None and watching.monitor.run is not None,
+        "takes_part": watching.monitor is not None,
+    }
+
+
+def _whole(result: Any, device: torch.device) -> Any:
+    """The trained weights in a model of one process; the same on each."""
+    if hasattr(result.trainer.model_wrapped, "zero_optimization"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(result.trainer.model.parameters())):
+            whole = {name: value.detach().clone() for name, value in result.trainer.model.named_parameters()}
+    else:
+        whole = {name: _full(value) for name, value in result.weights.items()}
+    single = a_model(device)
+    single.load_state_dict({name.removeprefix("module."): value for name, value in whole.items()})
+    return single
+
+
+def _full(value: Tensor) -> Tensor:
+    full: Any = getattr(value, "full_tensor", None)
+    return value if full is None else full()
+
+
+def _on(device: torch.device) -> dict[str, Any]:
+    return {"use_cpu": device.type == "cpu", "ddp_find_unused_parameters": False}
+
+
+def _fsdp_on_any_device(device: torch.device) -> Any:
+    """accelerate trains by FSDP2 on a CPU as on any device, but turns to DDP there unless its state says otherwise."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    original = AcceleratorState.__init__
+
+    def initialise(self: Any, *arguments: Any, fsdp_plugin: Any = None, **options: Any) -> None:
+        original(self, *arguments, fsdp_plugin=fsdp_plugin, **options)
+        if fsdp_plugin is not None and device.type == "cpu":
+            self.fsdp_plugin = fsdp_plugin
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    return mock.patch.object(AcceleratorState, "__init__", initialise)
