@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from threading import Thread
 
-from ma_monitor.replay.sources import Checkpoint, Source
+from ma_monitor.replay.sources import Checkpoint
 
+Lend = Callable[[Checkpoint], AbstractContextManager[Path]]
+"""Gives a checkpoint's folder for as long as it is needed, as `Source.open` does."""
 Fetched = Future[tuple[ExitStack, Path]]
 """What gives a checkpoint's folder back, and the folder; or why it could not be had."""
 
 
-def one_ahead(source: Source, checkpoints: Sequence[Checkpoint], scratch: Path) -> Generator[Fetched, None, None]:
+def one_ahead(lend: Lend, checkpoints: Sequence[Checkpoint]) -> Generator[Fetched, None, None]:
     """Yields checkpoint after checkpoint as soon as it is there; the next one is under way by then.
 
     Two folders at most are lent at a time, if whoever iterates gives each back before asking for the next. Those still
@@ -24,24 +26,24 @@ def one_ahead(source: Source, checkpoints: Sequence[Checkpoint], scratch: Path) 
     lent: list[Fetched] = []
     try:
         for number, checkpoint in enumerate(checkpoints):
-            current = lent.pop() if lent else _fetch(source, checkpoint, scratch)
+            current = lent.pop() if lent else _fetch(lend, checkpoint)
             lent = [current]
             wait(lent)
-            lent += [_fetch(source, following, scratch) for following in checkpoints[number + 1 : number + 2]]
+            lent += [_fetch(lend, following) for following in checkpoints[number + 1 : number + 2]]
             yield current
     finally:
         for fetched in lent:
             fetched.add_done_callback(_give_back)
 
 
-def _fetch(source: Source, checkpoint: Checkpoint, scratch: Path) -> Fetched:
+def _fetch(lend: Lend, checkpoint: Checkpoint) -> Fetched:
     """Opens a checkpoint in the background."""
     fetched: Fetched = Future()
 
     def work() -> None:
         lent = ExitStack()
         try:
-            fetched.set_result((lent, lent.enter_context(source.open(checkpoint, scratch))))
+            fetched.set_result((lent, lent.enter_context(lend(checkpoint))))
         except BaseException as error:
             fetched.set_exception(error)
 

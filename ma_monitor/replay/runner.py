@@ -148,7 +148,7 @@ class _Replay:
         started = time.monotonic()
         with (
             own_scratch(self.scratch, self.out),
-            closing(one_ahead(self.source, self.pending, self.scratch)) as coming,
+            closing(one_ahead(lambda checkpoint: self.source.open(checkpoint, self.scratch), self.pending)) as coming,
         ):
             try:
                 for number, checkpoint in enumerate(self.pending):

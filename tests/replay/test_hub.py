@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ma_monitor.errors import SourceError
-from ma_monitor.replay.hub import PAPER_REVISIONS, HubSource, hub_source
-from ma_monitor.replay.sources import Checkpoint, open_source
+from ma_monitor.replay.hub import PAPER_REVISIONS, hub_source
+from ma_monitor.replay.sources import Checkpoint, Source, open_source
 from tests.replay.loopback import LoopbackHub
 
 REPO = "lab/tiny"
@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def downloaded(source: HubSource, scratch: Path, revision: str) -> dict[str, bytes]:
+def downloaded(source: Source, scratch: Path, revision: str) -> dict[str, bytes]:
     """What a revision's folder holds while it is lent; it is the only one then."""
     with source.open(only(revision), scratch) as folder:
         assert [path.name for path in scratch.iterdir()] == [folder.name]
