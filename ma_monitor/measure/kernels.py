@@ -31,8 +31,8 @@ _MARGIN = tl.constexpr(256)
 """Ranks of the sample between its median and either end of the bracket: four standard deviations, √16384 / 2 each."""
 _SLOTS = tl.constexpr(65536)
 """Counters of a sequence's histogram."""
-_COPIES = 32
-"""Counters of a bin in half precision, where bins are few: threads of a warp then never wait for one another."""
+_COPIES = tl.constexpr(256)
+"""Most counters of a bin: where bins are few, updates of one would wait for one another."""
 _SCAN = tl.constexpr(4096)
 """Counters read at once."""
 _CHUNK = tl.constexpr(16384)
@@ -94,13 +94,17 @@ def _is_negative(values):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _bins(lo, hi, COPIES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """How the values strictly between lo and hi are counted: log2 of the values a bin, and the bins."""
+def _layout(lo, hi):  # type: ignore[no-untyped-def]
+    """How the values strictly between lo and hi are counted: log2 of the values a bin, counters a bin, and in all."""
     values = tl.maximum(hi - lo - 1, 0)
     shift = 0
-    while ((values - 1) >> shift) >= _SLOTS // COPIES:
+    while ((values - 1) >> shift) >= _SLOTS:
         shift += 1
-    return shift, tl.where(values > 0, ((values - 1) >> shift) + 1, 0)
+    bins = tl.where(values > 0, ((values - 1) >> shift) + 1, 0)
+    copies = 1
+    while (copies < _COPIES) & (bins * copies * 2 <= _SLOTS):
+        copies *= 2
+    return shift, copies, bins * copies
 
 
 @triton.jit
@@ -110,9 +114,7 @@ def _clear(counts, used):  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["x", "work", "length"])
-def _bracket(  # type: ignore[no-untyped-def]
-    x, work, length, INF: tl.constexpr, BITS: tl.constexpr, OPEN_BITS: tl.constexpr, COPIES: tl.constexpr
-):
+def _bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr, OPEN_BITS: tl.constexpr):  # type: ignore[no-untyped-def]
     sequence = tl.program_id(0).to(tl.int64)
     fields = work + sequence * _FIELDS
     counts = work + tl.num_programs(0) * _FIELDS + sequence * _SLOTS
@@ -140,22 +142,23 @@ def _bracket(  # type: ignore[no-untyped-def]
 
     field = tl.arange(0, _FIELDS)
     tl.store(fields + field, tl.where(field == _LO, lo, tl.where(field == _HI, hi, 0)))
-    shift, bins = _bins(lo, hi, COPIES)
-    _clear(counts, bins * COPIES)
+    shift, copies, used = _layout(lo, hi)
+    _clear(counts, used)
 
 
 @triton.jit(do_not_specialize=["x", "work", "length"])
-def _count(x, work, length, INF: tl.constexpr, COPIES: tl.constexpr, FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
-    chunk, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    sequences = tl.num_programs(1)
+def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
+    # Neighbours work on different sequences, and so on different counters.
+    sequence, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    sequences = tl.num_programs(0)
     fields = work + sequence * _FIELDS
     counts = work + sequences * _FIELDS + sequence * _SLOTS
-    largest = work + sequences * (_FIELDS + _SLOTS) + sequence * tl.num_programs(0)
+    largest = work + sequences * (_FIELDS + _SLOTS) + sequence * tl.num_programs(1)
     x += sequence * length
-    if FIRST or tl.load(fields + _STATE) == _OPEN:
+    if tl.load(fields + _STATE) == _OPEN:
         lo = tl.load(fields + _LO)
         hi = tl.load(fields + _HI)
-        shift, bins = _bins(lo, hi, COPIES)
+        shift, copies, used = _layout(lo, hi)
         values = tl.maximum(hi - lo - 1, 0).to(tl.uint32)
         one = tl.minimum(length, 1)  # known only at run time, so that the update becomes one predicated instruction
         # Whole words, in half precision two entries each: what a thread reads at once is then the same in every step.
@@ -164,7 +167,7 @@ def _count(x, work, length, INF: tl.constexpr, COPIES: tl.constexpr, FIRST: tl.c
         words = x.to(tl.pointer_type(tl.int32), bitcast=True) + chunk * (_CHUNK // per_word)
         left = (length - chunk * _CHUNK) // per_word
         lane = tl.arange(0, _BLOCK)
-        counts += lane % COPIES
+        copy = (lane + chunk * 32) & (copies - 1)
         up_to_lo = tl.zeros([_THREADS], tl.int32)
         highest = tl.zeros([_THREADS], tl.int32)
         for start in range(0, _CHUNK // per_word, _BLOCK):
@@ -174,14 +177,14 @@ def _count(x, work, length, INF: tl.constexpr, COPIES: tl.constexpr, FIRST: tl.c
                 word = tl.load(words + start + lane, mask=start + lane < left, other=-1)
             low = word & (0x7FFF if half else 0x7FFFFFFF)
             above = low - lo - 1
-            tl.atomic_add(counts + (above >> shift) * COPIES, one, mask=above.to(tl.uint32) < values, sem="relaxed")
+            tl.atomic_add(counts + (above >> shift) * copies + copy, one, mask=above.to(tl.uint32) < values, sem="relaxed")
             if FIRST:
                 up_to_lo += _sum_in_thread((above < 0).to(tl.int32))
                 highest = tl.maximum(highest, _max_in_thread(low))
             if half:
                 high = (word >> 16) & 0x7FFF
                 above = high - lo - 1
-                tl.atomic_add(counts + (above >> shift) * COPIES, one, mask=above.to(tl.uint32) < values, sem="relaxed")
+                tl.atomic_add(counts + (above >> shift) * copies + copy, one, mask=above.to(tl.uint32) < values, sem="relaxed")
                 if FIRST:
                     up_to_lo += _sum_in_thread((above < 0).to(tl.int32))
                     highest = tl.maximum(highest, _max_in_thread(high))
@@ -222,7 +225,7 @@ def _count_not_finite(x, fields, chunk, length, INF: tl.constexpr):  # type: ign
 
 
 @triton.jit
-def _locate(fields, counts, length, COPIES: tl.constexpr, FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
+def _locate(fields, counts, length, FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where the median lies after a count: state, its bits where found, else the bin's lo and hi and the rank in it."""
     lo = tl.load(fields + _LO)
     hi = tl.load(fields + _HI)
@@ -230,8 +233,7 @@ def _locate(fields, counts, length, COPIES: tl.constexpr, FIRST: tl.constexpr): 
         rank = (length - tl.load(fields + _NAN) - 1) // 2 - tl.load(fields + _UP_TO_LO)
     else:
         rank = tl.load(fields + _RANK)
-    shift, bins = _bins(lo, hi, COPIES)
-    used = bins * COPIES
+    shift, copies, used = _layout(lo, hi)
     index = tl.arange(0, _SCAN)
     passed = 0
     before = 0
@@ -240,8 +242,8 @@ def _locate(fields, counts, length, COPIES: tl.constexpr, FIRST: tl.constexpr): 
         count = tl.load(counts + start + index, mask=start + index < used, other=0)
         total = tl.sum(count)
         if (rank >= passed) & (rank < passed + total):
-            bin = (start + tl.sum((tl.cumsum(count) + passed <= rank).to(tl.int32))) // COPIES
-            before = passed + tl.sum(tl.where(start + index < bin * COPIES, count, 0))
+            bin = (start + tl.sum((tl.cumsum(count) + passed <= rank).to(tl.int32))) // copies
+            before = passed + tl.sum(tl.where(start + index < bin * copies, count, 0))
         passed += total
     between = (rank >= 0) & (rank < passed)
     state = tl.where(between, tl.where(shift == 0, _FOUND, _OPEN), _MISSED)
@@ -255,7 +257,7 @@ def _narrow(work, length):  # type: ignore[no-untyped-def]
     sequence = tl.program_id(0).to(tl.int64)
     fields = work + sequence * _FIELDS
     counts = work + tl.num_programs(0) * _FIELDS + sequence * _SLOTS
-    state, median, lo, hi, rank = _locate(fields, counts, length, 1, True)
+    state, median, lo, hi, rank = _locate(fields, counts, length, True)
     tl.debug_barrier()  # every thread has read before one writes
     state = tl.where(state == _MISSED, _MISSED, _OPEN)
     tl.store(fields + _STATE, state)
@@ -263,8 +265,8 @@ def _narrow(work, length):  # type: ignore[no-untyped-def]
         tl.store(fields + _LO, lo)
         tl.store(fields + _HI, hi)
         tl.store(fields + _RANK, rank)
-        shift, bins = _bins(lo, hi, 1)
-        _clear(counts, bins)
+        shift, copies, used = _layout(lo, hi)
+        _clear(counts, used)
 
 
 @triton.jit
@@ -304,7 +306,7 @@ def _searched(x, fields, length, state, lo, hi, INF: tl.constexpr):  # type: ign
 
 @triton.jit
 def _write_median(  # type: ignore[no-untyped-def]
-    x, fields, counts, out, length, k, INF: tl.constexpr, COPIES: tl.constexpr, FIRST: tl.constexpr
+    x, fields, counts, out, length, k, INF: tl.constexpr, FIRST: tl.constexpr
 ):
     nan = tl.load(fields + _NAN)
     state = tl.load(fields + _STATE)
@@ -312,7 +314,7 @@ def _write_median(  # type: ignore[no-untyped-def]
     lo = tl.load(fields + _LO)
     hi = tl.load(fields + _HI)
     if state == _OPEN:
-        state, median, lo, hi, rank = _locate(fields, counts, length, COPIES, FIRST)
+        state, median, lo, hi, rank = _locate(fields, counts, length, FIRST)
     if (state != _FOUND) & (nan < length):
         median = _searched(x, fields, length, state, lo, hi, INF)
     tl.store(out + 2 * k, tl.where(nan == length, 0x7FC00000, _as_single(median, x)).to(tl.int64))
@@ -355,7 +357,6 @@ def _finish(  # type: ignore[no-untyped-def]
     k,
     chunks,
     INF: tl.constexpr,
-    COPIES: tl.constexpr,
     FIRST: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
@@ -366,7 +367,7 @@ def _finish(  # type: ignore[no-untyped-def]
     if tl.program_id(0) == 0:
         fields = work + sequence * _FIELDS
         counts = work + sequences * _FIELDS + sequence * _SLOTS
-        _write_median(x, fields, counts, out, length, k, INF, COPIES, FIRST)
+        _write_median(x, fields, counts, out, length, k, INF, FIRST)
     else:
         largest = work + sequences * (_FIELDS + _SLOTS) + sequence * chunks
         _write_largest(x, largest, out, length, k, chunks, INF, CHUNKS)
@@ -383,7 +384,7 @@ def supports(hidden: Tensor) -> bool:
         and hidden.is_contiguous()
         and hidden.data_ptr() % 4 == 0
         and length % 2 == 0  # half precision is read two entries at a time
-        and 0 < length < 2**31 - 2**20  # places within a sequence are int32
+        and 0 < length < 2**30  # places within a sequence are int32, programs along an axis at most 65,535
     )
 
 
@@ -401,14 +402,14 @@ def _launch_all(hidden: Tensor, out: Tensor, k: int) -> None:
     chunks = triton.cdiv(length, _CHUNK.value)
     single = hidden.dtype == torch.float32
     inf = _INFINITY[hidden.dtype]
-    bits, open_bits, copies = (31, _UNRESOLVED, 1) if single else (15, 0, _COPIES)
+    bits, open_bits = (31, _UNRESOLVED) if single else (15, 0)
     work = torch.empty(n * (_FIELDS.value + _SLOTS.value + chunks), dtype=torch.int32, device=hidden.device)
-    _launch(_bracket, (n, 1, 1), 16, (hidden, work, length), (inf, bits, open_bits, copies))
-    _launch(_count, (chunks, n, 1), _THREADS.value // 32, (hidden, work, length), (inf, copies, True))
+    _launch(_bracket, (n, 1, 1), 16, (hidden, work, length), (inf, bits, open_bits))
+    _launch(_count, (n, chunks, 1), _THREADS.value // 32, (hidden, work, length), (inf, True))
     if single:
         _launch(_narrow, (n, 1, 1), 16, (work, length), ())
-        _launch(_count, (chunks, n, 1), _THREADS.value // 32, (hidden, work, length), (inf, copies, False))
-    constants = (inf, copies, not single, triton.next_power_of_2(chunks))
+        _launch(_count, (n, chunks, 1), _THREADS.value // 32, (hidden, work, length), (inf, False))
+    constants = (inf, not single, triton.next_power_of_2(chunks))
     _launch(_finish, (2, n, 1), 16, (hidden, work, out, length, k, chunks), constants)
 
 
