@@ -118,13 +118,16 @@ def run(args: argparse.Namespace) -> int:
     if args.until is not None and not args.follow:
         raise ConfigError("--until ends a --follow; give both, or name --revisions")
     if args.follow:
-        return _tell(_follow(args), Path(args.source).name, args)
+        with _one_bar():
+            followed = _follow(args)
+        return _tell(followed, Path(args.source).name, args)
     from ma_monitor.replay.sources import open_source
 
     source = open_source(args.source, args.revisions, keep=Path(args.out) / "checkpoints" if args.keep else None)
     if args.dry_run:
         return _tell_plan(source, args)
-    result = _replay(source, args)
+    with _one_bar():
+        result = _replay(source, args)
     return 0 if result is None else _tell(result, source.name, args)
 
 
@@ -272,7 +275,7 @@ def _measure(source: Source, probe: Probe, out: Path, args: argparse.Namespace, 
     from ma_monitor.replay.runner import replay
 
     config = MonitorConfig(ratio=args.ratio, batch_size=args.batch_size)
-    with _one_bar(), tqdm(total=len(source.checkpoints), unit="checkpoint", disable=None) as bar:
+    with tqdm(total=len(source.checkpoints), unit="checkpoint", disable=None) as bar:
 
         def progress(done: int, total: int, name: str) -> None:
             bar.total, bar.n = total, done

@@ -161,13 +161,14 @@ def hub_source(repo: str, revisions: str, *, keep: Path | None = None) -> Source
 
 def _cached_source(repo: str, revisions: str) -> Source:
     """The revisions of a model that the Hub's cache on this machine holds under their names."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
-        repos = [found for found in scan_cache_dir().repos if (found.repo_type, found.repo_id) == ("model", repo)]
+        found = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
-        repos = []
-    folders = {ref: state.snapshot_path for found in repos for state in found.revisions for ref in state.refs}
+        found = frozenset()
+    repos = [cached for cached in found if (cached.repo_type, cached.repo_id) == ("model", repo)]
+    folders = {ref: state.snapshot_path for cached in repos for state in cached.revisions for ref in state.refs}
     if not folders:
         raise SourceError(
             f"{repo} cannot be read: offline mode is on, and the Hub's cache holds none of its revisions; unset "

@@ -281,3 +281,90 @@ def test_endpoint_and_offline_mode_come_from_the_environment(hub_server: Loopbac
     assert online.stdout.strip() == "{}"
     assert "offline mode is on" in offline.stderr
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_log_takes_the_nearest_to_each_power_of_two(hub: LoopbackHub) -> None:
+    steps = (0, 1, 2, 4, 8, *range(10, 100, 10))
+    hub.repos[REPO] = {f"step{step}": SAFE for step in steps}
+    assert [c.step for c in hub_source(REPO, "log").checkpoints] == [0, 1, 2, 4, 8, 20, 30, 60, 90]
+    hub.repos[REPO] = {"step7": SAFE}
+    assert [c.step for c in hub_source(REPO, "log").checkpoints] == [7]
+    hub.repos[REPO] = {"main": SAFE}
+    with pytest.raises(SourceError, match="`log` means step<N> branches, and lab/tiny has none among main"):
+        hub_source(REPO, "log")
+
+
+def test_names_of_other_suites_are_understood(hub: LoopbackHub) -> None:
+    hub.repos[REPO] = {name: SAFE for name in ("step500-tokens2B", "step1000-tokens4B", "main")}
+    assert [c.step for c in hub_source(REPO, "all").checkpoints] == [500, 1000]
+    hub.repos[REPO] = {name: SAFE for name in ("stage1-step0-tokens0B", "stage1-step1000-tokens5B", "main")}
+    assert [c.name for c in hub_source(REPO, "all").checkpoints] == [
+        "stage1-step0-tokens0B",
+        "stage1-step1000-tokens5B",
+    ]
+
+
+def test_names_may_stand_in_a_file(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repos[REPO] = {name: SAFE for name in ("step1", "step2", "step3")}
+    (tmp_path / "names.txt").write_text("step1\n\nstep3, step2\n", encoding="utf-8")
+    assert [c.step for c in hub_source(REPO, str(tmp_path / "names.txt")).checkpoints] == [1, 2, 3]
+
+
+def test_what_came_corrupt_once_is_fetched_again(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repos[REPO] = {"step10": SAFE}
+    hub.corrupt = {(REPO, "step10", "model.safetensors")}
+    source = hub_source(REPO, "all")
+    with (
+        pytest.raises(SourceError, match=r"model\.safetensors came twice with another size or SHA-256"),
+        source.open(*ten(tmp_path)),
+    ):
+        pass
+    assert len([r for r in hub.requests if r.startswith("GET") and r.endswith("model.safetensors")]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_are_those_that_the_hub_lists(hub: LoopbackHub) -> None:
+    shards = {f"model-0000{i}-of-00002.safetensors": b"x" * (1000 * i) for i in (1, 2)}
+    hub.repos[REPO] = {
+        "step10": SAFE | {"model.safetensors.index.json": b"{}"},
+        "step20": {"config.json": b"{}"} | shards,
+    }
+    source = hub_source(REPO, "all")
+    assert source.size(only("step10")) == len(SAFE["model.safetensors"]) + 2
+    assert source.size(only("step20")) == 3000
+    hub.repos[REPO]["step20"] = {}
+    with pytest.raises(SourceError, match="holds no configuration"):
+        source.size(only("step20"))
+
+
+def test_a_hub_that_tells_no_sizes_is_said_so(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.replay.loopback._sibling", lambda name, content: {"rfilename": name})
+    hub.repos[REPO] = {"step10": SAFE}
+    with pytest.raises(SourceError, match="does not tell the size of lab/tiny at step10"):
+        hub_source(REPO, "all").size(only("step10"))
+
+
+def test_offline_the_cache_is_the_source(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import snapshot_download
+
+    half = {"config.json": b"{}"}
+    hub.repos[REPO] = {"step10": SAFE, "step20": SAFE, "step30": half, "main": SAFE}
+    cache = tmp_path / "hf-cache"
+    for revision in ("step10", "step30"):
+        snapshot_download(REPO, revision=revision, cache_dir=cache)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+
+    source = hub_source(REPO, "all")
+
+    assert source.checkpoints == (only("step10"),)
+    (problem,) = source.problems
+    assert problem.startswith("step30 left out: half written")
+    with source.open(*ten(tmp_path / "scratch")) as folder:
+        assert contents(folder) == SAFE
+    assert source.size(only("step10")) == len(SAFE["model.safetensors"])
+    with pytest.raises(SourceError, match=r"step20 left out: no such revision .nearest: step30, step10"):
+        hub_source(REPO, "step20")
+    with pytest.raises(SourceError, match="the Hub's cache holds no whole revision of lab/tiny: step30 left out"):
+        hub_source(REPO, "step30")
+    assert hub.requests == []

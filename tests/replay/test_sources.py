@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ma_monitor.errors import SourceError
-from ma_monitor.replay.sources import Checkpoint, folder_source, open_source, step_of
+from ma_monitor.replay.sources import Checkpoint, folder_source, list_source, open_source, step_of
 
 
 def write_checkpoint(folder: Path, *names: str) -> Path:
@@ -184,3 +184,36 @@ def test_an_existing_folder_goes_before_a_hub_id(tmp_path: Path, monkeypatch: py
 def test_what_is_neither_folder_nor_hub_id_is_refused(text: str) -> None:
     with pytest.raises(SourceError, match="existing folder or a Hub id"):
         open_source(text)
+
+
+def test_a_list_names_folders_and_where_it_must_their_steps(tmp_path: Path) -> None:
+    early = write_checkpoint(tmp_path / "a" / "step5")
+    late = write_checkpoint(tmp_path / "elsewhere" / "exported model")
+    (tmp_path / "list.txt").write_text(f"# two trainings\n\n 70 {late}\na/step5\nno-step\na/step9\n", encoding="utf-8")
+
+    source = open_source(str(tmp_path / "list.txt"))
+
+    assert [(c.step, c.name) for c in source.checkpoints] == [(5, "a/step5"), (70, str(late))]
+    assert source.name == "list"
+    assert source.problems == (
+        "a/step9 left out: there is no such folder",
+        "no-step left out: its name does not tell a step; write the step before it",
+    )
+    for checkpoint, folder in zip(source.checkpoints, (early, late), strict=True):
+        with source.open(checkpoint, tmp_path) as lent:
+            assert lent.resolve() == folder
+        assert source.size(checkpoint) == len("{}")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "lists no complete checkpoint$"),
+        (b"step3", "step3 left out: there is no"),
+        (b"\xff", "must be UTF-8 text"),
+    ],
+)
+def test_a_list_of_nothing_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(SourceError, match=words):
+        list_source(tmp_path / "list.txt")
