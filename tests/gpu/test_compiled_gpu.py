@@ -53,7 +53,8 @@ def trained(mode: str, run_dir: Path | None, *, given: str = "compiled") -> Trai
     """
     torch.compiler.reset()
     counters.clear()
-    model: Any = tiny_llama(attention_dropout=0.0).cuda()
+    model: Any = tiny_llama(attention_dropout=0.0)
+    model.cuda()
     compiled: Any = torch.compile(model, mode=mode, fullgraph=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watched = compiled if given == "compiled" else model
@@ -92,7 +93,8 @@ def test_a_probe_between_compiled_steps_changes_nothing(mode: str, given: str, t
     assert watched.graphs == alone.graphs
     assert watched.graphs["unique_graphs"] == 1
     assert watched.recorded == alone.recorded  # no graph was recorded anew
-    plain = tiny_llama(attention_dropout=0.0).cuda()
+    plain: Any = tiny_llama(attention_dropout=0.0)
+    plain.cuda()
     plain.load_state_dict(watched.model.state_dict())
     expected = measure(plain, PROBE, STEPS, k=STRICT.k)
     assert watched.last is not None
