@@ -55,6 +55,8 @@ def one_fails(results: Results, function: str) -> None:
 def _ddp(check: Callable[[Results, float, bool], None], results: Results, always: bool) -> None:
     for layout in ("split", "whole"):
         check([result[layout] for result in results], 0.0, always)
+        others = {result[layout]["takes_part"] for result in results[1:]}
+        assert others == {layout == "split"}, f"{layout}: which processes measure"
 
 
 def _faults(results: Results, always: bool) -> None:

@@ -59,7 +59,7 @@ def differs(one: Measurements, other: Measurements) -> float:
 def loop(model: nn.Module, run_dir: Path | None, *, batch_size: int | None = BATCH, **options: Any) -> dict[str, Any]:
     """A plain training loop, watched where there is a ``run_dir``; the same code on every process."""
     config = MonitorConfig(every=1, batch_size=batch_size, **options)
-    monitor = None
+    monitor, took_part = None, 0
     if run_dir is not None:
         monitor = Monitor(model, a_probe(), config, run_dir=run_dir, schedule="constant", total_steps=STEPS)
         monitor.step(0)
@@ -73,7 +73,7 @@ def loop(model: nn.Module, run_dir: Path | None, *, batch_size: int | None = BAT
         optimizer.zero_grad()
         losses.append(loss.detach())
         if monitor is not None:
-            monitor.step(step, final=step == STEPS)
+            took_part += monitor.step(step, final=step == STEPS)
     trained = digest([*model.parameters(), *losses])
     if monitor is None:
         return {"trained": trained}
@@ -82,6 +82,7 @@ def loop(model: nn.Module, run_dir: Path | None, *, batch_size: int | None = BAT
     found = {
         "trained": trained,
         "records": run is not None,
+        "takes_part": bool(took_part),
         "steps": [m.step for m in measured],
         "faults": [] if run is None else [event.message for event in run.events if event.kind == "fault"],
         "first": measured[0] if measured else None,

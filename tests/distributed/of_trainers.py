@@ -17,32 +17,30 @@ from tests.training import train
 
 def ddp(folder: Path, device: torch.device) -> dict[str, Any]:
     """With the probe on the first process alone, and split over both."""
+    unwatched = _unwatched(folder, device)
     return {
-        "whole": _thrice(folder / "whole", device, batch_size=None),
-        "split": _thrice(folder / "split", device, batch_size=BATCH),
+        "whole": _watched(folder / "whole", device, unwatched, batch_size=None),
+        "split": _watched(folder / "split", device, unwatched, batch_size=BATCH),
     }
 
 
 def fsdp2(folder: Path, device: torch.device) -> dict[str, Any]:
     with _fsdp_on_any_device(device):
-        return _thrice(
-            folder,
-            device,
-            batch_size=BATCH,
-            fsdp=True,
-            fsdp_config={"fsdp_version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},
-        )
+        config = {"fsdp_version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+        changes: dict[str, Any] = {"fsdp": True, "fsdp_config": config}
+        return _watched(folder, device, _unwatched(folder, device, **changes), batch_size=BATCH, **changes)
 
 
 def zero3(folder: Path, device: torch.device) -> dict[str, Any]:
     settings = {
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "reduce_bucket_size": 10_000},
         "train_micro_batch_size_per_gpu": 4,
         "train_batch_size": 4 * dist.get_world_size(),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    return _thrice(folder, device, batch_size=BATCH, deepspeed=settings)
+    unwatched = _unwatched(folder, device, deepspeed=settings)
+    return _watched(folder, device, unwatched, batch_size=BATCH, deepspeed=settings)
 
 
 def no_probe_on_one(folder: Path, device: torch.device) -> dict[str, Any]:
@@ -63,22 +61,28 @@ def no_probe_on_one(folder: Path, device: torch.device) -> dict[str, Any]:
     return {"steps": steps, "monitors": watching.monitor is not None, "warnings": warnings}
 
 
-def _thrice(folder: Path, device: torch.device, *, batch_size: int | None, **changes: Any) -> dict[str, Any]:
-    def life(name: str, callbacks: list[Any]) -> tuple[Any, str]:
-        model = a_model(device, attention_dropout=0.1)
-        result = train(folder / name, callbacks, model=model, max_steps=STEPS, **_on(device), **changes)
-        losses = torch.tensor([row.get("loss", 0.0) for _, row in result.losses], dtype=torch.float64)
-        return result, digest([*result.weights.values(), losses, torch.get_rng_state()])
+def _life(folder: Path, device: torch.device, callbacks: list[Any], **changes: Any) -> tuple[Any, str]:
+    model = a_model(device, attention_dropout=0.1)
+    result = train(folder, callbacks, model=model, max_steps=STEPS, **_on(device), **changes)
+    losses = torch.tensor([row.get("loss", 0.0) for _, row in result.losses], dtype=torch.float64)
+    return result, digest([*result.weights.values(), losses, torch.get_rng_state()])
 
-    once, again = life("once", [])[1], life("again", [])[1]
+
+def _unwatched(folder: Path, device: torch.device, **changes: Any) -> list[str]:
+    return [_life(folder / name, device, [], **changes)[1] for name in ("once", "again")]
+
+
+def _watched(
+    folder: Path, device: torch.device, unwatched: list[str], *, batch_size: int | None, **changes: Any
+) -> dict[str, Any]:
     config = MonitorConfig(every=2, batch_size=batch_size, strict=True)
     watching = MassiveActivationCallback(config, probe=a_probe())
-    result, watched = life("watched", [watching])
+    result, trained = _life(folder / "watched", device, [watching], **changes)
     single = _whole(result, device)
     measured = Run.open(folder / "watched" / "ma_monitor").measurements()
     return {
-        "repeatable": once == again,
-        "untouched": once == watched,
+        "repeatable": unwatched[0] == unwatched[1],
+        "untouched": unwatched[0] == trained,
         "differs": differs(measured[-1], alone(single, batch_size=batch_size, step=STEPS)),
         "steps": [m.step for m in measured],
         "runs": sorted(path.name for path in (folder / "watched").iterdir() if path.name.startswith("ma_monitor")),

@@ -11,8 +11,8 @@ from tests.distributed.checks import CHECKS
 from tests.distributed.launch import launch, returned
 from tests.training import tiny_llama
 
-DEFAULT = ["ddp", "fsdp2", "fsdp1", "tp", "faults", "faults_ddp", "lives", "sequence_parallel", "spread_statistics"]
-SLOW = ["ddp_loop", "fsdp2_loop", "fsdp2_bf16", "tp_bf16", "no_probe_on_one"]
+DEFAULT = ["ddp", "fsdp2", "fsdp1", "tp", "faults", "faults_ddp", "no_probe_on_one", "lives", "sequence_parallel"]
+SLOW = ["ddp_loop", "fsdp2_loop", "fsdp2_bf16", "tp_bf16", "spread_statistics"]
 
 
 def test_two_processes(tmp_path: Path, subtests: pytest.Subtests) -> None:
