@@ -92,7 +92,7 @@ def finish(figure: Figure, shown: Sequence[Axes], title: str = "") -> Figure:
     value_axis(shown)
     entries = {label: handle for axes in shown for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if entries:
-        columns = min(len(entries), max(2, int(figure.get_figwidth() // 2)))
+        columns = min(len(entries), max(2, int(figure.get_figwidth() // 1.8)))
         figure.legend(
             entries.values(),
             entries.keys(),

@@ -77,9 +77,10 @@ def magnitudes(runs: Sequence[Run]) -> Figure:
         stack, layers = run.stack(), np.arange(run.meta.first_layer, run.meta.model.layers + 1)
         for axes, when in zip(row, (0, -1), strict=True):
             lines = [(*RANKS[rank - 1], np.abs(stack.top[when, ..., rank - 1])) for rank in _ranks(run)]
-            for name, colour, kind, values in (*lines, ("median", GREY, "x", stack.median[when])):
-                style = {"color": colour, "marker": marker(layers, kind), "ls": "--" if name == "median" else "-"}
-                axes.plot(layers, clean(values.mean(axis=1)), ms=3, lw=1.2, label=name, **style)
+            for under, (name, colour, kind, values) in enumerate((*lines, ("median", GREY, "x", stack.median[when]))):
+                style: dict[str, Any] = {"color": colour, "marker": marker(layers, kind), "zorder": 5 - under}
+                dash = "--" if name == "median" else "-"
+                axes.plot(layers, clean(values.mean(axis=1)), dash, ms=3, lw=1.2, label=name, **style)
             plain(axes)
             layer_axis(axes, "x")
             axes.set_ylabel("|h|, mean over sequences")
