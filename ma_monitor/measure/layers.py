@@ -23,18 +23,19 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
         ModelError: If no list, or more than one, has the depth of the configuration.
     """
     model = getattr(model, "_orig_mod", model)
-    depths = _depths(model)
+    depths: list[int | None] = [*_depths(model)] or [None]
     searched = []
     for root in _roots(model):
         lists = {name: m for name, m in root.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0}
-        for depth in depths or [None]:
+        for depth in depths:
             deep = {name: m for name, m in lists.items() if depth is None or len(m) == depth}
             outer = [m for name, m in deep.items() if not any(name.startswith(f"{other}.") for other in deep)]
             if len(outer) == 1:
                 return outer[0]
         searched.append(f"{type(root).__name__} has {sorted((name, len(m)) for name, m in lists.items()) or 'none'}")
+    wanted = " or ".join(str(depth) for depth in depths if depth) or "its"
     raise ModelError(
-        f"a model must hold exactly one list of {' or '.join(map(str, depths)) or 'its'} blocks to be measured; found as lists of modules: "
+        f"a model must hold exactly one list of {wanted} blocks to be measured; found as lists of modules: "
         f"{'; '.join(searched)}. Pass the model whose blocks you mean."
     )
 
