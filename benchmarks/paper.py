@@ -130,10 +130,11 @@ def size_of(name: str) -> str:
 
 def load(data: Path, scratch: Path) -> list[Model]:
     """The models of a folder of runs or of published data, smallest first."""
-    runs = sorted(file.parent for file in data.glob("*/run.json"))
+    runs = [open_run(str(file.parent), "ratio_of_means") for file in sorted(data.glob("*/run.json"))]
     if runs:
         models = [
-            Model(size_of(Run.open(path).meta.model.name), open_run(str(path), "ratio_of_means")) for path in runs
+            Model(size_of(run.meta.model.name), run, tuple(e.message for e in run.events if e.kind == "left out"))
+            for run in runs
         ]
     else:
         imported = import_run(data, scratch / "runs")

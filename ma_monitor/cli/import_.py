@@ -86,7 +86,7 @@ def from_hub(repo: str, revision: str | None) -> Iterator[tuple[Path, str]]:
     from huggingface_hub import HfApi, snapshot_download
     from tqdm.auto import tqdm
 
-    from ma_monitor.replay.hub import _asked
+    from ma_monitor.replay.hub import asked
     from ma_monitor.runs.published import published_files
 
     class OnTerminals(tqdm):  # type: ignore[type-arg]  # not generic at run time
@@ -116,4 +116,4 @@ def from_hub(repo: str, revision: str | None) -> Iterator[tuple[Path, str]]:
 
     with tempfile.TemporaryDirectory(prefix="ma_monitor-") as scratch:
         folder = Path(scratch, repo.rpartition("/")[2])
-        yield _asked(lambda: fetch(folder), repo, revision, ())
+        yield asked(lambda: fetch(folder), repo, revision, (), kind="data set")

@@ -57,7 +57,7 @@ class HubSource:
             SourceError: If the revision cannot be reached, has no weights, or the Hub does not tell.
         """
         revision = checkpoint.name
-        _, files = _asked(lambda: self._files(revision, _model_files), self.name, revision, self.revisions)
+        _, files = asked(lambda: self._files(revision, _model_files), self.name, revision, self.revisions)
         sizes = [file.size for file in files if file.rfilename != "config.json"]
         if None in sizes:
             raise SourceError(f"the Hub does not tell the size of {self.name} at {revision}")
@@ -132,7 +132,7 @@ class HubSource:
                     folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise SourceError(f"nothing can be downloaded into {keep or scratch} ({error.strerror})") from error
-            yield _asked(lambda: fetch(folder), self.name, revision, self.revisions)
+            yield asked(lambda: fetch(folder), self.name, revision, self.revisions)
 
 
 def hub_source(repo: str, revisions: str, *, keep: Path | None = None) -> Source:
@@ -151,7 +151,7 @@ def hub_source(repo: str, revisions: str, *, keep: Path | None = None) -> Source
 
     if constants.HF_HUB_OFFLINE:
         return _cached_source(repo, revisions)
-    refs = _asked(lambda: HfApi().list_repo_refs(repo), repo, None, ())
+    refs = asked(lambda: HfApi().list_repo_refs(repo), repo, None, ())
     branches = tuple(ref.name for ref in refs.branches)
     known = (*branches, *(ref.name for ref in refs.tags))
     problems: list[str] = []
@@ -274,8 +274,17 @@ def _tokenizer_files(names: list[str]) -> list[str]:
     return [*found, *(name for name in names if name == "config.json")] if found else []
 
 
-def _asked(question: Callable[[], Result], repo: str, revision: str | None, known: tuple[str, ...]) -> Result:
+def asked(
+    question: Callable[[], Result], repo: str, revision: str | None, known: tuple[str, ...], *, kind: str = "model"
+) -> Result:
     """The Hub's answer, asked again while the server is busy or cannot be reached.
+
+    Args:
+        question: Asks the client.
+        repo: Which repository it is about.
+        revision: Which revision, where it is about one.
+        known: Revisions that there are, to name the nearest.
+        kind: What the repository holds, in words.
 
     Raises:
         SourceError: If there is no answer, in the user's words.
@@ -290,7 +299,7 @@ def _asked(question: Callable[[], Result], repo: str, revision: str | None, know
             left -= 1
             pause = _pause(error, wait) if left else None
             if pause is None:
-                raise _explained(error, repo, revision, known) from error
+                raise _explained(error, repo, revision, known, kind) from error
         time.sleep(pause)
         wait *= 2
 
@@ -313,7 +322,7 @@ def _pause(error: Exception, wait: float) -> float | None:
     return wait
 
 
-def _explained(error: Exception, repo: str, revision: str | None, known: tuple[str, ...]) -> SourceError:
+def _explained(error: Exception, repo: str, revision: str | None, known: tuple[str, ...], kind: str) -> SourceError:
     """What went wrong on the Hub, and what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -328,14 +337,14 @@ def _explained(error: Exception, repo: str, revision: str | None, known: tuple[s
             return SourceError(f"{repo} is gated: accept its terms on its page, then log in with `hf auth login`")
         if isinstance(cause, RepositoryNotFoundError):
             return SourceError(
-                f"there is no folder and no public model {repo!r}: check the spelling, or log in if it is private"
+                f"there is no folder and no public {kind} {repo!r}: check the spelling, or log in if it is private"
             )
         if isinstance(cause, RevisionNotFoundError):
             return SourceError(f"{repo} has no revision {revision}{_nearest(str(revision), known)}")
         if isinstance(cause, OfflineModeIsEnabled):
             return SourceError(
                 f"{repo} cannot be read: offline mode is on; unset HF_HUB_OFFLINE, "
-                "or give a folder of step<N> folders that you downloaded before"
+                "or give a folder that you downloaded before"
             )
         if isinstance(cause, OSError) and cause.errno in DISK_FAULTS:
             return SourceError(

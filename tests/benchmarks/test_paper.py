@@ -181,10 +181,13 @@ def test_runs_give_the_same_page(data: Path, page: Path, tmp_path: Path) -> None
     """Data that were imported before, with the other ratio, are read as Eq. 8 too."""
     chosen = tmp_path / "data"
     shutil.copytree(data / "pythia_1.4b", chosen / "pythia_1.4b")
+    (chosen / "pythia_1.4b" / "stats" / "exp2_odd_step3").write_text("[]")
     shutil.copytree(data / "other", chosen / "other")
     assert command(["import", str(chosen), "--out", str(tmp_path / "runs"), "--ratio", "mean_of_ratios"]) == 0
     (small, _) = paper.load(tmp_path / "runs", tmp_path)
     assert small.name == "1.4B"
+    assert len(small.left_out) == 1
+    assert small.left_out[0].startswith("exp2_odd_step3: ")
     assert float(rows(page, "Table 1")["1.4B"][0]) == pytest.approx(float(np.mean(small.r2)), abs=5e-5)
 
 

@@ -11,7 +11,8 @@ import pytest
 from ma_monitor.runs.published import published_files
 from ma_monitor.runs.store import Run
 from tests.cli.conftest import LAYERS, SEQUENCES, Call
-from tests.replay.conftest import LoopbackHub, hub, hub_server
+from tests.replay.conftest import hub, hub_server
+from tests.replay.loopback import LoopbackHub
 
 __all__ = ["hub", "hub_server"]  # fixtures
 DATA = "lab/activations"
@@ -117,15 +118,25 @@ def test_one_model_of_a_revision_on_the_hub(call: Call, hub: LoopbackHub, publis
     assert (run.meta.model.name, len(run.steps)) == ("pythia_b", 3)
 
 
-def test_what_the_hub_refuses(hub: LoopbackHub, refused: Callable[..., str], published: Path, tmp_path: Path) -> None:
+def test_what_the_hub_refuses(
+    hub: LoopbackHub,
+    refused: Callable[..., str],
+    published: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     out = tmp_path / "run"
-    assert "'lab/absent'" in refused("import", "--hub", "lab/absent", "--out", out)
+    assert "no public data set 'lab/absent'" in refused("import", "--hub", "lab/absent", "--out", out)
     hub.repos[DATA] = {"main": {"README.md": b""}}
     assert f"{DATA} holds no exp2_<model>_step<N> files at main" in refused("import", "--hub", DATA, "--out", out)
     assert "no revision v9" in refused("import", "--hub", DATA, "--revision", "v9", "--out", out)
     hub.put(DATA, "main", published)
     hub.gated = {DATA}
     assert f"{DATA} is gated: accept its terms" in refused("import", "--hub", DATA, "--out", out)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "offline mode is on; unset HF_HUB_OFFLINE, or give a folder" in refused(
+        "import", "--hub", DATA, "--out", out
+    )
     assert not out.exists()
 
 
