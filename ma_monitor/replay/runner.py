@@ -183,13 +183,20 @@ class _Replay:
             self.problems.append(f"{checkpoint.name} left out: its probe failed, the run's events say why")
             return monitor
         self.measured.append(checkpoint.step)
-        infinite = monitor.run.stack().inf[monitor.run.steps.searchsorted(checkpoint.step)].any(axis=-1)
-        if self.loader.dtype == torch.float16 and infinite.any():
+        if self.loader.dtype == torch.float16:
+            self._check_overflow(checkpoint, monitor.run)
+        return monitor
+
+    def _check_overflow(self, checkpoint: Checkpoint, run: Run) -> None:
+        """Names a checkpoint whose activations go beyond float16; an infinity is NaN from the next norm on."""
+        stack = run.stack()
+        index = stack.steps.searchsorted(checkpoint.step)
+        if stack.inf[index].any():
+            spoilt = (stack.inf[index] + stack.nan[index]).any(axis=-1)
             self.problems.append(
-                f"{checkpoint.name} overflows in {infinite.sum()} of {len(infinite)} layers: float16 ends at 65504; "
+                f"{checkpoint.name} overflows in {spoilt.sum()} of {len(spoilt)} layers: float16 ends at 65504; "
                 "measure it in bfloat16 or float32, in another run"
             )
-        return monitor
 
     def finish_again(self) -> None:
         """With nothing to measure: still refuses another model or probe, and brings fits and forecast up to date.
@@ -218,12 +225,14 @@ class _Replay:
         """Begins the run with the first plan that the training recorded, or goes on with the one in force."""
         recorded = self._recorded_plans()
         unknown = Plan(0, None, None, None, "unknown")
-        if self.known is None:
-            plan, resume_from = next(iter(recorded), unknown), None
-        else:  # a replay that was killed may have recorded a plan and not yet the checkpoint after it
+        plan, resume_from = next(iter(recorded), unknown), None
+        if self.known is not None:
+            # A replay that was killed may have recorded a plan and not yet the checkpoint after it.
             resume_from = max([*self.held, *(held.from_step for held in self.known.plans)])
             plan = self.known.plan_at(resume_from) or unknown
-        self.plans = [later for later in recorded if later.from_step > plan.from_step]
+            # A training that went on since tells more of its schedule.
+            plan = [plan, *(told for told in recorded if told.from_step <= resume_from)][-1]
+        self.plans = [later for later in recorded if later.from_step > max(plan.from_step, resume_from or 0)]
         monitor = Monitor(model, self.probe, self.config, run_dir=None, sinks=self.sinks)
         if self.force:
             forget(self.out)
