@@ -35,6 +35,12 @@ def faults_ddp(folder: Path, device: torch.device) -> dict[str, Any]:
     return {name: _failing(folder / name, name, make) for name in ("statistics_of", "undisturbed_forward")}
 
 
+def faults_hsdp(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Of the processes of a mesh of two axes."""
+    sizes = (2, dist.get_world_size() // 2)
+    return _failing(folder, "statistics_of", lambda: sharded(a_model(device), device, sizes))
+
+
 def _failing(folder: Path, name: str, make: Callable[[], nn.Module]) -> dict[str, Any]:
     """A training in which the last process fails in the second and the third probe."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -62,11 +62,18 @@ def fsdp2_bf16(folder: Path, device: torch.device) -> dict[str, Any]:
     return _thrice(folder, lambda: sharded(make(), device), make(), 2)
 
 
-def sharded(model: Any, device: torch.device) -> Any:
-    """FSDP2 over all processes."""
+def hsdp(folder: Path, device: torch.device) -> dict[str, Any]:
+    """FSDP2 in copies: two axes of processes, over which nothing is split."""
+    sizes = (2, dist.get_world_size() // 2)
+    return _thrice(folder, lambda: sharded(a_model(device), device, sizes), a_model(device), 2)
+
+
+def sharded(model: Any, device: torch.device, sizes: tuple[int, ...] | None = None) -> Any:
+    """FSDP2 over all processes, in a mesh of these sizes."""
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    sizes = sizes or (dist.get_world_size(),)
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("replicas", "parts")[-len(sizes) :])
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -85,7 +92,10 @@ def tp(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -
 
     def make() -> Any:
         plan = DistributedConfig(tp_plan="auto", tp_size=dist.get_world_size())
-        return AutoModelForCausalLM.from_pretrained(weights, dtype=dtype, distributed_config=plan)
+        attention = single.config._attn_implementation
+        return AutoModelForCausalLM.from_pretrained(
+            weights, dtype=dtype, attn_implementation=attention, distributed_config=plan
+        )
 
     return _thrice(folder / "lives", make, single, 2)
 

@@ -11,7 +11,7 @@ from tests.distributed.checks import CHECKS
 from tests.distributed.launch import launch, returned
 from tests.training import tiny_llama
 
-DEFAULT = ["ddp", "fsdp2", "fsdp1", "tp", "faults", "faults_ddp", "no_probe_on_one", "lives", "sequence_parallel"]
+DEFAULT = ["ddp", "no_probe_on_one", "fsdp2", "fsdp1", "tp", "faults", "faults_ddp", "lives", "sequence_parallel"]
 SLOW = ["ddp_loop", "fsdp2_loop", "fsdp2_bf16", "tp_bf16", "spread_statistics"]
 
 
@@ -24,17 +24,14 @@ def test_two_processes(tmp_path: Path, subtests: pytest.Subtests) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_in_more_ways(tmp_path: Path, subtests: pytest.Subtests) -> None:
-    results = launch(tmp_path, SLOW)
-    for scenario in SLOW:
-        with subtests.test(scenario):
-            CHECKS[scenario](returned(results, scenario), True)
-
-
-@pytest.mark.slow
-def test_three_processes(tmp_path: Path, subtests: pytest.Subtests) -> None:
-    scenarios = ["spread_statistics", "sequence_parallel", "fsdp2_loop", "faults"]
-    results = launch(tmp_path, scenarios, processes=3)
+@pytest.mark.parametrize(
+    ("processes", "scenarios"),
+    [(2, SLOW), (3, ["spread_statistics", "sequence_parallel", "fsdp2_loop"]), (4, ["hsdp", "faults_hsdp"])],
+)
+def test_more_processes_and_ways(
+    processes: int, scenarios: list[str], tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    results = launch(tmp_path, scenarios, processes=processes)
     for scenario in scenarios:
         with subtests.test(scenario):
             CHECKS[scenario](returned(results, scenario), True)

@@ -26,11 +26,13 @@ MODULES = {
     "fsdp1": "of_loops",
     "fsdp2_loop": "of_loops",
     "fsdp2_bf16": "of_loops",
+    "hsdp": "of_loops",
     "ddp_loop": "of_loops",
     "tp": "of_loops",
     "tp_bf16": "of_loops",
     "faults": "of_faults",
     "faults_ddp": "of_faults",
+    "faults_hsdp": "of_faults",
 }
 """Scenario → the module ``tests.distributed.of_…`` whose function of that name it is."""
 
