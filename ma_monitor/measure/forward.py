@@ -102,6 +102,11 @@ def precision_of(model: nn.Module) -> str:
 
     def read(row: int, value: Any) -> None:
         hidden = _hidden(value, row)
+        if len(hidden) != 1:
+            raise ModelError(
+                f"h_{row} must have axes [sequence, token, channel], got shape {tuple(hidden.shape)} for one sequence "
+                "of two tokens; a model that puts tokens first is not supported"
+            )
         device = hidden.device.type
         dtype = autocast = hidden.dtype
         if torch.is_autocast_enabled(device):  # which may have cast h_0 already

@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from ma_monitor import Monitor, Probe
 from ma_monitor.errors import ModelError
@@ -312,6 +312,7 @@ MLLAMA = {
     | {"num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2}
     | {"vision_output_dim": 48, "intermediate_layers_indices": [0, 1]},
 }
+XLNET = {"d_model": WIDTH, "n_layer": LAYERS, "n_head": 2, "d_inner": 32, "vocab_size": VOCABULARY}
 REFUSED = {
     "pixels": ("ViTModel", "vit", VISION | {"num_hidden_layers": 2}, "token ids alone .* ViTModel .* pixel_values"),
     "sound": (
@@ -328,6 +329,7 @@ REFUSED = {
     ),
     "several streams": ("Gemma3nForCausalLM", "gemma3n_text", GEMMA3N, r"h_0 .* shape \(4, 1, 2, 16\).*AltUp"),
     "blocks for images only": ("MllamaForConditionalGeneration", "mllama", MLLAMA, r"only \[0, 1, 3\] were seen"),
+    "tokens first": ("XLNetLMHeadModel", "xlnet", XLNET, r"shape \(2, 1, 16\) for one sequence of two tokens"),
     "one block many times": ("AlbertModel", "albert", SIZES | {"embedding_size": 8}, "one list of 3 blocks"),
 }
 
@@ -338,11 +340,3 @@ def test_a_model_without_one_residual_stream_of_tokens_is_refused_at_once(name: 
     with pytest.raises(ModelError, match=message):
         Monitor(build(model, config, changes), PROBE, run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_axes_in_another_order_are_refused() -> None:
-    """XLNet keeps [token, sequence, channel]."""
-    sizes = {"d_model": WIDTH, "n_layer": LAYERS, "n_head": 2, "d_inner": 32, "vocab_size": VOCABULARY}
-    model: PreTrainedModel = build("XLNetLMHeadModel", "xlnet", sizes)
-    with pytest.raises(ModelError, match="a position for every token of the probe, 9, got 4"):
-        measure(model, PROBE, 0, k=1)
