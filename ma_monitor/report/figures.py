@@ -42,6 +42,7 @@ from ma_monitor.report.axes import (
     BLUE,
     GREEN,
     GREY,
+    MARKED,
     ORANGE,
     PALE,
     clean,
@@ -298,24 +299,24 @@ def forecasts(run: Run, made: Analysis, fits: Sequence[Fit], layers: Sequence[in
 
 def _fit(axes: Axes, run: Run, layer: int, fit: Fit) -> None:
     """Measured ratios of one layer, its curve, and what of it is identified."""
-    values = clean(run.ratios()[layer - 1])
-    axes.plot(run.steps, values, ".", ms=4, color=GREY, label="measured")
-    if fit.curve is not None:
-        last = float(run.steps[-1])
-        dense = np.unique(np.r_[run.steps, np.linspace(0, last, 300), np.geomspace(1, last, 300)])
-        dense = dense[dense >= run.steps[0]]
-        axes.plot(dense, fit.curve.evaluate(dense), color=BLUE, lw=1.2, label="Eq. 9")
-    peak, level = fit.peak, fit.asymptote
+    values, peak, level = clean(run.ratios()[layer - 1]), fit.peak, fit.asymptote
+    axes.plot(run.steps, values, ".", ms=4 if len(values) <= 10 * MARKED else 2, color=GREY, label="measured")
+    last = float(run.steps[-1])
     if peak.identified and peak.step is not None and peak.height is not None:
         reach = [[peak.step - (peak.low or 0)], [(peak.high or peak.step) - peak.step]]
         axes.errorbar([peak.step], [peak.height], xerr=reach, fmt="D", ms=4, color=ORANGE, label="peak, 80 % interval")
+        last = max(last, peak.step)
+    if fit.curve is not None:
+        dense = np.unique(np.r_[run.steps, np.linspace(0, last, 300), np.geomspace(1, last, 300)])
+        dense = dense[dense >= run.steps[0]]
+        axes.plot(dense, fit.curve.evaluate(dense), color=BLUE, lw=1.2, label="Eq. 9")
     if level.identified and level.low is not None and level.high is not None:
         axes.axhspan(level.low, level.high, color=GREEN, alpha=0.2, lw=0, label="asymptote, 80 % interval")
     plain(axes)
     score = "" if fit.r2 is None else f", R² = {fit.r2:.3f}"
     axes.set_title(f"layer {layer}{score}", fontsize=9)
     axes.set_ylabel(RATIO)
-    step_axis(axes, run.steps)
+    step_axis(axes, np.append(run.steps, last))
 
 
 def _measured(run: Run) -> Run:

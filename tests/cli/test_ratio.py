@@ -22,7 +22,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose sequences differ, so that the two ways of reducing them do."""
     path = tmp_path_factory.mktemp("uneven") / "run"
     with Run.create(path, make_meta(), PLAN) as run:
-        for m in make_measurements()[::2]:
+        for m in make_measurements()[::4]:
             run.append(replace(m, top=m.top * np.array([0.2, 1.0, 1.0, 4.0])[:, None]))
     return path
 
