@@ -221,7 +221,8 @@ def table_2(models: Sequence[Model]) -> str:
         rows.append((model.name, *(one for three in cells for one in three)))
     own_sem = mean(math.nan if m.spread.sem_percent is None else m.spread.sem_percent for m in models)
     printed_sem = mean(TABLE_2["SEM %"].values())
-    text = f"Mean SEM over models: {cell(own_sem, 2)} %; printed: 2 in the text, {printed_sem:.2f} from the table."
+    text = f"Mean SEM over models: {cell(own_sem, 2)} %; printed: 2 in the text, {printed_sem:.2f} from the table. "
+    text += "Here all layers and steps count alike; the print does not say over which it averages."
     return "\n\n".join(("## Table 2: variability over the sequences", table(head, rows), text))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,19 +115,21 @@ def write(document: dict[str, Any], path: Path, suffix: str) -> None:
     """
     from ma_monitor.runs.files import replace_file, writing
 
+    def rows(file: Path) -> None:
+        head = ("run", "depth", "layer", "step" if document["time"] == "steps" else "share", "ratio")
+        body = (
+            (one["run"], entry["depth"], layer, at, ratio)
+            for entry in document["depths"]
+            for one, layer, ratios in zip(document["runs"], entry["layers"], entry["ratios"], strict=True)
+            for at, ratio in zip(document["grid"], ratios, strict=True)
+        )
+        with file.open("w", newline="", encoding="utf-8") as text:
+            csv.writer(text, lineterminator="\n").writerows([head, *body])
+
+    put: Callable[[Path], object] = rows
     if suffix != ".csv":
         from ma_monitor.report.figures import comparison
 
-        figure = comparison(document, labels(document))
-        with writing(path):
-            replace_file(path, figure.savefig)
-        return
-    head = ("run", "depth", "layer", "step" if document["time"] == "steps" else "share", "ratio")
-    body = (
-        (one["run"], entry["depth"], layer, at, ratio)
-        for entry in document["depths"]
-        for one, layer, ratios in zip(document["runs"], entry["layers"], entry["ratios"], strict=True)
-        for at, ratio in zip(document["grid"], ratios, strict=True)
-    )
-    with writing(path), path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([head, *body])
+        put = comparison(document, labels(document)).savefig
+    with writing(path):
+        replace_file(path, put)

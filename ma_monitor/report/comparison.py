@@ -107,8 +107,11 @@ def _differences(metas: Sequence[RunMeta]) -> dict[str, list[Any]]:
         "probe": [f"{(one.hash or 'not known')[:12]}, {one.sequences} x {one.length or '?'}" for one in probes],
         **{key: [getattr(meta, key) for meta in metas] for key in ("ratio", "k", "precision")},
     }
-    unknown = any(one.hash is None for one in probes)
-    return {name: told for name, told in facts.items() if len(set(told)) > 1 or (unknown and name == "probe")}
+    return {
+        name: told
+        for name, told in facts.items()
+        if len(set(told)) > 1 or any(str(one).startswith(("not known", "unknown")) for one in told)
+    }
 
 
 def listed(values: ArrayLike) -> list[Any]:

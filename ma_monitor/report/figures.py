@@ -150,7 +150,7 @@ def fitted(runs: Sequence[tuple[Run, Sequence[Fit]]], layers: Sequence[int] | No
 
 
 def heat_map(run: Run) -> Figure:
-    """The ratio of every layer at every step; pale where it is not a finite number."""
+    """The ratio of every layer at every step; pale where not finite. Live sinks draw theirs without matplotlib."""
     values = _measured(run).ratios()
     figure = Figure(figsize=(8, 1.6 + min(0.22 * len(values) + 1, 6)), layout="constrained")
     axes = figure.subplots()

@@ -115,7 +115,7 @@ def test_differences_are_named(call: Call, tmp_path: Path) -> None:
     values = RNG.uniform(5, 9, (2, 7))
     a = make(tmp_path / "a", values, steps)
     b = make(tmp_path / "b", values, steps, probe=ProbeInfo("cd" * 32, 1, 5, "made"), ratio="mean_of_ratios")
-    c = make(tmp_path / "c", values, steps, probe=ProbeInfo(None, 1, None, "published"), precision="bfloat16")
+    c = make(tmp_path / "c", values, steps, probe=ProbeInfo(None, 1, None, "published"), precision="unknown")
     result = call("compare", a, b, "--json")
     assert set(result.document["differences"]) == {"probe", "ratio"}
     assert "in ratio (a: ratio_of_means; b: mean_of_ratios)" in result.err
@@ -124,10 +124,10 @@ def test_differences_are_named(call: Call, tmp_path: Path) -> None:
     assert set(result.document["differences"]) == {"probe"}
     result = call("compare", a, c, "--json")
     assert result.document["differences"]["probe"] == ["abababababab, 1 x 5", "not known, 1 x ?"]
-    assert result.document["differences"]["precision"] == ["float32", "bfloat16"]
+    assert result.document["differences"]["precision"] == ["float32", "unknown"]
     twice = call("compare", c, c, "--json")
-    assert set(twice.document["differences"]) == {"probe"}, "two probes that are not known are not known to agree"
-    assert twice.err.count("\n") == 1
+    assert set(twice.document["differences"]) == {"probe", "precision"}, "what is not known is not known to agree"
+    assert twice.err.count("\n") == 2
 
 
 def test_imported_models_of_unknown_shape(tmp_path: Path) -> None:

@@ -107,6 +107,17 @@ def test_from_the_hub(call: Call, hub: LoopbackHub, published: Path, tmp_path: P
     assert Run.open(a["run"]).meta.probe.source == f"{DATA} at {hub.sha(DATA, 'main')}"
 
 
+def test_shared_data_from_the_hub(call: Call, hub: LoopbackHub, shared_data: Path, tmp_path: Path) -> None:
+    hub.put(DATA, "main", shared_data / "published_layout")
+    (there,) = call("import", "--hub", DATA, "--out", tmp_path / "there", "--json").document["runs"]
+    (here,) = call("import", shared_data / "published_layout", "--out", tmp_path / "here", "--json").document["runs"]
+    assert (there["name"], there["steps"]) == ("pythia_14m", 30)
+    assert there["problems"] == here["problems"]
+    assert "exp2_pythia-14m_step77" in there["problems"][0]
+    logs = [Path(one["run"], "measurements.bin").read_bytes() for one in (there, here)]
+    assert logs[0] == logs[1]
+
+
 def test_one_model_of_a_revision_on_the_hub(call: Call, hub: LoopbackHub, published: Path, tmp_path: Path) -> None:
     """One model below another folder: it is the run itself, as when its folder is given."""
     hub.repos[DATA] = {"main": {"README.md": b""}}
