@@ -19,7 +19,6 @@ from ma_monitor.measure.distributed import Team, resharded
 from ma_monitor.measure.layers import find_layers
 from ma_monitor.measure.probe import Probe
 from ma_monitor.measure.sharded import statistics_of
-from ma_monitor.measure.statistics import Statistics
 from ma_monitor.runs.records import Measurements
 
 
@@ -72,7 +71,7 @@ def _forwards(
             hidden = _hidden(value, row)
             _check_positions(hidden, row, batches[0].shape[1])
             widths.append(hidden.shape[-1])
-            collected[row].append(_packed(statistics_of(hidden, k)))
+            collected[row].append(statistics_of(hidden, k).packed)
         except Exception as fault:
             faults[:] = faults or [fault]
 
@@ -197,20 +196,6 @@ def _check_positions(hidden: Tensor, row: int, expected: int) -> None:
             f"h_{row} must have a position for every token of the probe, {expected}, got {hidden.shape[1]}; "
             "a model that adds or drops positions (prompt tuning) is not supported"
         )
-
-
-def _packed(statistics: Statistics) -> Tensor:
-    """The statistics of a micro-batch in one int64 tensor ``[b, 2k + 3]``: a single transfer reads all layers."""
-    return torch.cat(
-        [
-            statistics.top.view(torch.int32).long(),
-            statistics.index,
-            statistics.median.view(torch.int32).long()[:, None],
-            statistics.nan[:, None],
-            statistics.inf[:, None],
-        ],
-        dim=1,
-    )
 
 
 def _measurements(step: int, packed: np.ndarray[Any, Any], probe: Probe, k: int, width: int) -> Measurements:

@@ -16,6 +16,8 @@ lies above infinity. The median is chosen, not computed:
 No copy of the activations is made, and nothing waits for the host.
 """
 
+# What Triton compiles is not Python to a type checker.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 from __future__ import annotations
 
 from typing import Any
@@ -25,17 +27,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_SAMPLE = tl.constexpr(16384)
+_SAMPLE = tl.constexpr(8192)
 """Entries drawn to bracket the median."""
-_MARGIN = tl.constexpr(256)
-"""Ranks of the sample between its median and either end of the bracket: four standard deviations, √16384 / 2 each."""
+_MARGIN = tl.constexpr(181)
+"""Ranks of the sample between its median and either end of the bracket: four standard deviations, √8192 / 2 each."""
 _SLOTS = tl.constexpr(65536)
 """Counters of a sequence's histogram."""
-_COPIES = tl.constexpr(256)
+_COPIES = tl.constexpr(1024)
 """Most counters of a bin: where bins are few, updates of one would wait for one another."""
 _SCAN = tl.constexpr(4096)
 """Counters read at once."""
-_CHUNK = tl.constexpr(16384)
+_CHUNK = tl.constexpr(8192)
 """Entries of one program of ``_count``, whose largest magnitude is kept."""
 _BLOCK = tl.constexpr(1024)
 """Words of 32 bits that such a program reads at once."""
@@ -65,7 +67,7 @@ _SEQUENCES = 12
 
 
 @triton.jit
-def _magnitude(x, place, inside):  # type: ignore[no-untyped-def]
+def _magnitude(x, place, inside):
     """Magnitudes as integers; what lies outside counts as NaN."""
     values = tl.load(x + place, mask=inside, other=0)
     if x.dtype.element_ty.primitive_bitwidth == 32:
@@ -75,7 +77,7 @@ def _magnitude(x, place, inside):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _as_single(bits, x):  # type: ignore[no-untyped-def]
+def _as_single(bits, x):
     """The bits, as float32, of the magnitude whose own bits these are."""
     if x.dtype.element_ty.primitive_bitwidth == 32:
         return bits
@@ -86,7 +88,7 @@ def _as_single(bits, x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _is_negative(values):  # type: ignore[no-untyped-def]
+def _is_negative(values):
     if values.dtype.primitive_bitwidth == 32:
         return values.to(tl.int32, bitcast=True) < 0
     else:
@@ -94,7 +96,7 @@ def _is_negative(values):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _layout(lo, hi):  # type: ignore[no-untyped-def]
+def _layout(lo, hi):
     """How the values strictly between lo and hi are counted: log2 of the values a bin, counters a bin, and in all."""
     values = tl.maximum(hi - lo - 1, 0)
     shift = 0
@@ -108,13 +110,13 @@ def _layout(lo, hi):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _clear(counts, used):  # type: ignore[no-untyped-def]
+def _clear(counts, used):
     for start in range(0, used, _SCAN):
         tl.store(counts + start + tl.arange(0, _SCAN), tl.zeros([_SCAN], tl.int32))
 
 
 @triton.jit(do_not_specialize=["x", "work", "length"])
-def _bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr, OPEN_BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr, OPEN_BITS: tl.constexpr):
     sequence = tl.program_id(0).to(tl.int64)
     fields = work + sequence * _FIELDS
     counts = work + tl.num_programs(0) * _FIELDS + sequence * _SLOTS
@@ -147,7 +149,7 @@ def _bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr, OPEN_BITS: 
 
 
 @triton.jit(do_not_specialize=["x", "work", "length"])
-def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
+def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):
     # Neighbours work on different sequences, and so on different counters.
     sequence, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     sequences = tl.num_programs(0)
@@ -175,19 +177,17 @@ def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):  # type: ig
                 word = tl.load(words + start + lane)
             else:
                 word = tl.load(words + start + lane, mask=start + lane < left, other=-1)
-            low = word & (0x7FFF if half else 0x7FFFFFFF)
-            above = low - lo - 1
-            tl.atomic_add(counts + (above >> shift) * copies + copy, one, mask=above.to(tl.uint32) < values, sem="relaxed")
+            first = word & (0x7FFF if half else 0x7FFFFFFF)
+            _histogram(counts, first - lo - 1, values, shift, copies, copy, one)
             if FIRST:
-                up_to_lo += _sum_in_thread((above < 0).to(tl.int32))
-                highest = tl.maximum(highest, _max_in_thread(low))
+                up_to_lo += _sum_in_thread((first <= lo).to(tl.int32))
+                highest = tl.maximum(highest, _max_in_thread(first))
             if half:
-                high = (word >> 16) & 0x7FFF
-                above = high - lo - 1
-                tl.atomic_add(counts + (above >> shift) * copies + copy, one, mask=above.to(tl.uint32) < values, sem="relaxed")
+                second = (word >> 16) & 0x7FFF
+                _histogram(counts, second - lo - 1, values, shift, copies, copy, one)
                 if FIRST:
-                    up_to_lo += _sum_in_thread((above < 0).to(tl.int32))
-                    highest = tl.maximum(highest, _max_in_thread(high))
+                    up_to_lo += _sum_in_thread((second <= lo).to(tl.int32))
+                    highest = tl.maximum(highest, _max_in_thread(second))
         if FIRST:
             tl.atomic_add(fields + _UP_TO_LO, tl.sum(up_to_lo), sem="relaxed")
             top = tl.max(highest)
@@ -197,17 +197,23 @@ def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):  # type: ig
 
 
 @triton.jit
-def _sum_in_thread(values):  # type: ignore[no-untyped-def]
+def _histogram(counts, above, values, shift, copies, copy, one):
+    inside = above.to(tl.uint32) < values
+    tl.atomic_add(counts + (above >> shift) * copies + copy, one, mask=inside, sem="relaxed")
+
+
+@triton.jit
+def _sum_in_thread(values):
     return tl.sum(tl.reshape(values, [_BLOCK // _THREADS, _THREADS]), axis=0)
 
 
 @triton.jit
-def _max_in_thread(values):  # type: ignore[no-untyped-def]
+def _max_in_thread(values):
     return tl.max(tl.reshape(values, [_BLOCK // _THREADS, _THREADS]), axis=0)
 
 
 @triton.jit
-def _count_not_finite(x, fields, chunk, length, INF: tl.constexpr):  # type: ignore[no-untyped-def]
+def _count_not_finite(x, fields, chunk, length, INF: tl.constexpr):
     """Counts NaN and infinite entries of a chunk that has some; gives its largest magnitude, -1 where all are NaN."""
     lane = tl.arange(0, _THREADS)
     nan = tl.zeros([_THREADS], tl.int32)
@@ -225,7 +231,7 @@ def _count_not_finite(x, fields, chunk, length, INF: tl.constexpr):  # type: ign
 
 
 @triton.jit
-def _locate(fields, counts, length, FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
+def _locate(fields, counts, length, FIRST: tl.constexpr):
     """Where the median lies after a count: state, its bits where found, else the bin's lo and hi and the rank in it."""
     lo = tl.load(fields + _LO)
     hi = tl.load(fields + _HI)
@@ -252,7 +258,7 @@ def _locate(fields, counts, length, FIRST: tl.constexpr):  # type: ignore[no-unt
 
 
 @triton.jit(do_not_specialize=["work", "length"])
-def _narrow(work, length):  # type: ignore[no-untyped-def]
+def _narrow(work, length):
     """Makes the median's bin the bracket of the next count."""
     sequence = tl.program_id(0).to(tl.int64)
     fields = work + sequence * _FIELDS
@@ -270,7 +276,7 @@ def _narrow(work, length):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _number_at_most(x, length, bits):  # type: ignore[no-untyped-def]
+def _number_at_most(x, length, bits):
     number = 0
     for start in range(0, length, _WIDE_BLOCK):
         place = start + tl.arange(0, _WIDE_BLOCK)
@@ -279,7 +285,7 @@ def _number_at_most(x, length, bits):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _searched(x, fields, length, state, lo, hi, INF: tl.constexpr):  # type: ignore[no-untyped-def]
+def _searched(x, fields, length, state, lo, hi, INF: tl.constexpr):
     """The median's bits by reading the whole sequence a few times.
 
     Where the state is open it lies strictly between lo and hi; else it is lo, hi (many equal values), or outside.
@@ -305,9 +311,7 @@ def _searched(x, fields, length, state, lo, hi, INF: tl.constexpr):  # type: ign
 
 
 @triton.jit
-def _write_median(  # type: ignore[no-untyped-def]
-    x, fields, counts, out, length, k, INF: tl.constexpr, FIRST: tl.constexpr
-):
+def _write_median(x, fields, counts, out, length, k, INF: tl.constexpr, FIRST: tl.constexpr):
     nan = tl.load(fields + _NAN)
     state = tl.load(fields + _STATE)
     median = 0
@@ -323,7 +327,7 @@ def _write_median(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _write_largest(x, largest, out, length, k, chunks, INF: tl.constexpr, CHUNKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _write_largest(x, largest, out, length, k, chunks, INF: tl.constexpr, CHUNKS: tl.constexpr):
     chunk_index = tl.arange(0, CHUNKS)
     lane = tl.arange(0, _CHUNK)
     highest = tl.load(largest + chunk_index, mask=chunk_index < chunks, other=-1)
@@ -349,7 +353,7 @@ def _write_largest(x, largest, out, length, k, chunks, INF: tl.constexpr, CHUNKS
 
 
 @triton.jit(do_not_specialize=["x", "work", "out", "length", "k", "chunks"])
-def _finish(  # type: ignore[no-untyped-def]
+def _finish(
     x,
     work,
     out,
@@ -373,6 +377,9 @@ def _finish(  # type: ignore[no-untyped-def]
         _write_largest(x, largest, out, length, k, chunks, INF, CHUNKS)
 
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the kernels read."""
+
 _INFINITY = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
 
 
@@ -384,7 +391,7 @@ def supports(hidden: Tensor) -> bool:
         and hidden.is_contiguous()
         and hidden.data_ptr() % 4 == 0
         and length % 2 == 0  # half precision is read two entries at a time
-        and 0 < length < 2**30  # places within a sequence are int32, programs along an axis at most 65,535
+        and 0 < length < 2**29  # places within a sequence are int32, programs along an axis at most 65,535
     )
 
 
@@ -392,8 +399,8 @@ def packed_statistics(hidden: Tensor, k: int) -> Tensor:
     """The statistics of ``hidden [n, S, d]`` as ``statistics.Statistics`` packs them, ``[n, 2k + 3]`` int64."""
     packed = torch.empty(len(hidden), 2 * k + 3, dtype=torch.int64, device=hidden.device)
     with torch.cuda.device_of(hidden):
-        for start in range(0, len(hidden), _SEQUENCES):
-            _launch_all(hidden[start : start + _SEQUENCES], packed[start : start + _SEQUENCES], k)
+        for some, out in zip(hidden.split(_SEQUENCES), packed.split(_SEQUENCES), strict=True):
+            _launch_all(some, out, k)
     return packed
 
 
@@ -425,6 +432,6 @@ def _launch(kernel: Any, grid: tuple[int, int, int], warps: int, args: tuple[Any
     key = (kernel, args[0].dtype, args[0].device, constants)
     compiled = _COMPILED.get(key)
     if compiled is None:
-        _COMPILED[key] = kernel[grid](*args, *constants, num_warps=warps)
+        _COMPILED[key] = kernel[grid](*args, *constants, num_warps=warps, enable_fp_fusion=False)
     else:
         compiled[grid](*args, *constants)
