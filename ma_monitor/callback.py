@@ -93,12 +93,11 @@ class MassiveActivationCallback(TrainerCallback):
         started = time.perf_counter()
         trainer, checkpoint = training_loop()
         trainer = trainer or self._trainer
-        wrapped = getattr(trainer, "model_wrapped", None)
-        wrapped = wrapped if isinstance(wrapped, nn.Module) and unwrapped(wrapped) is model else model
-        team = team_of(wrapped, self.config.batch_size)
-        if team is None or not (self._main or team.groups):
-            return
         with self._guarded():
+            wrapped = _wrapped(trainer, model)
+            team = team_of(wrapped, self.config.batch_size)
+            if team is None or not (self._main or team.groups):
+                return
             probe = team.agreed(
                 lambda: (
                     self._probe
@@ -234,6 +233,12 @@ class MassiveActivationCallback(TrainerCallback):
                 level = logging.WARNING if self._main else logging.DEBUG  # what failed on one process is off on all
                 name = type(error).__name__
                 _LOGGER.log(level, "ma_monitor: monitoring is off for this training. %s: %s", name, error)
+
+
+def _wrapped(trainer: Trainer | None, model: nn.Module) -> nn.Module:
+    """The model with the `DistributedDataParallel` that the Trainer put around it, which no event carries."""
+    wrapped = getattr(trainer, "model_wrapped", None)
+    return wrapped if isinstance(wrapped, nn.Module) and unwrapped(wrapped) is model else model
 
 
 def _probe_length(model: nn.Module) -> int:

@@ -85,7 +85,7 @@ class Team:
 
     def merged(self, parts: Tensor) -> Tensor:
         """All processes' results ``[…]`` int64, each of which is zero where another process's are not."""
-        return self._reduced(parts, dist.ReduceOp.SUM) if self.splits else parts
+        return self._reduced(parts, "SUM") if self.splits else parts
 
     def _agree(self, failed: Exception | None) -> None:
         me = dist.get_rank() + 1 if self.groups else 1
@@ -99,10 +99,10 @@ class Team:
         message = bytes(said.tolist()).rstrip(b"\0").decode(errors="replace")
         raise ModelError(f"every process must succeed, or it is left out on all; process {culprit - 1} had {message}")
 
-    def _reduced(self, values: Tensor, operation: Any = dist.ReduceOp.MAX) -> Tensor:
+    def _reduced(self, values: Tensor, operation: str = "MAX") -> Tensor:
         for group in self.groups:
             values = values.to(_device_of(group))
-            dist.all_reduce(values, operation, group=group)
+            dist.all_reduce(values, getattr(dist.ReduceOp, operation), group=group)
         return values.cpu()
 
 
@@ -143,9 +143,12 @@ def resharded(model: nn.Module) -> Iterator[None]:
     A forward without a backward leaves the outermost module's parameters whole: an update would not reach those.
     """
     yield
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # where it was never loaded nothing is sharded by it
-    for module in model.modules() if fsdp is not None else ():
-        if isinstance(module, fsdp.FSDPModule):
+    if "torch.distributed.fsdp" not in sys.modules:  # where it was never loaded nothing is sharded by it
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
             module.reshard()
 
 

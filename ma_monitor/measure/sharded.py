@@ -9,7 +9,7 @@ the bin that holds the median, give it to the bit. The answers are those of ``ac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ma_monitor.errors import ModelError
-from ma_monitor.measure.statistics import Statistics, activation_statistics
+from ma_monitor.measure.statistics import Statistics, activation_statistics, pack
 
 _HALF = 16
 _BINS = 1 << _HALF
+_PIECE = 2**18
+"""Entries counted at once, about."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _merged(part: _Part, shape: tuple[int, ...], k: int) -> Statistics:
         raise faults[0]
     median = ((upper << _HALF) | lower).int().view(torch.float32)
     top, index = _largest(found, k)
-    return Statistics(top, index, median.masked_fill(nan == shape[1] * shape[2], torch.nan), nan, inf)
+    return pack(top, index, median.masked_fill(nan == shape[1] * shape[2], torch.nan), nan, inf)
 
 
 def _fill_candidates(mine: Tensor, part: _Part, shape: tuple[int, ...], k: int) -> None:
@@ -161,20 +163,22 @@ def _largest(found: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _fill_upper(counts: Tensor, local: Tensor) -> None:
     """Into ``counts [b, 65536]``: how many magnitudes have each pattern of upper 16 bits."""
     for count, sequence in zip(counts, local, strict=True):
-        count += torch.bincount(_bits(sequence) >> _HALF, minlength=_BINS)
+        for bits in _bits(sequence):
+            count += torch.bincount(bits >> _HALF, minlength=_BINS)
 
 
 def _fill_lower(counts: Tensor, local: Tensor, upper: Tensor) -> None:
     """Into ``counts [b, 65536]``: how many of those whose upper bits are ``upper [b]`` have each lower 16 bits."""
     for count, sequence, high in zip(counts, local, upper, strict=True):
-        bits = _bits(sequence)
-        count += torch.bincount(bits[bits >> _HALF == high] & (_BINS - 1), minlength=_BINS)
+        for bits in _bits(sequence):
+            count += torch.bincount(bits[bits >> _HALF == high] & (_BINS - 1), minlength=_BINS)
 
 
-def _bits(sequence: Tensor) -> Tensor:
-    """The magnitudes of ``[s, c]`` that are not NaN, in float32, as whole numbers in the same order."""
-    magnitude = sequence.float().abs().flatten()
-    return magnitude[~magnitude.isnan()].view(torch.int32)
+def _bits(sequence: Tensor) -> Iterator[Tensor]:
+    """The magnitudes of ``[s, c]`` that are not NaN, in float32, as whole numbers in the same order, piece by piece."""
+    for piece in sequence.split(max(1, _PIECE // max(1, sequence.shape[1]))):
+        magnitude = piece.float().abs().flatten()
+        yield magnitude[~magnitude.isnan()].view(torch.int32)
 
 
 def _bin_of(counts: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ def a_model(device: torch.device, **changes: Any) -> Any:
     """The same weights on every process; on a GPU of a size that is worth it, and deterministic in its backward."""
     large = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "attn_implementation": "eager"}
     sizes: dict[str, Any] = {} if device.type == "cpu" else large
-    return tiny_llama(**({"attention_dropout": 0.0} | sizes | changes)).to(device)
+    model: Any = tiny_llama(**({"attention_dropout": 0.0} | sizes | changes))
+    return model.to(device)
 
 
 def digest(values: Iterable[Tensor]) -> str:

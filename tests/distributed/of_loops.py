@@ -82,7 +82,7 @@ def sharded(model: Any, device: torch.device, sizes: tuple[int, ...] | None = No
 
 def tp(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     weights = folder / "weights"
     single = a_model(device).to(dtype)

@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -80,7 +81,7 @@ def by_all(
     places = [tuple(int(i) for i in place) for place in torch.ones(sizes).nonzero()]
     held = [Held(whole, sizes, placements, place) for place in places]
     with (
-        mock.patch.object(sharded.dist, "all_reduce", Meeting(sizes).all_reduce),
+        mock.patch.object(dist, "all_reduce", Meeting(sizes).all_reduce),
         ThreadPoolExecutor(len(held)) as threads,
     ):
         return list(threads.map(lambda one: (work or sharded.statistics_of)(one, k), held))
