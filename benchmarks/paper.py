@@ -28,6 +28,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ma_monitor.analysis import fit_run, sequence_ratios
 from ma_monitor.cli.common import open_run
+from ma_monitor.errors import MaMonitorError
 from ma_monitor.numerics.fit import Fit
 from ma_monitor.numerics.noise import PARAMETERS
 from ma_monitor.numerics.variability import Variability, variability
@@ -130,7 +131,10 @@ def size_of(name: str) -> str:
 
 def load(data: Path, scratch: Path) -> list[Model]:
     """The models of a folder of runs or of published data, smallest first."""
-    runs = [open_run(str(file.parent), "ratio_of_means") for file in sorted(data.glob("*/run.json"))]
+    runs = [
+        open_run(str(file.parent), "ratio_of_means")
+        for file in sorted([*data.glob("run.json"), *data.glob("*/run.json")])
+    ]
     if runs:
         models = [
             Model(size_of(run.meta.model.name), run, tuple(e.message for e in run.events if e.kind == "left out"))
@@ -372,8 +376,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser.add_argument("data", type=Path, help="models in the published layout, or runs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the page and the figures")
     options: Any = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="ma_monitor-") as scratch:
-        page = write_page(load(options.data, Path(scratch)), options.out)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ma_monitor-") as scratch:
+            page = write_page(load(options.data, Path(scratch)), options.out)
+    except MaMonitorError as error:
+        parser.error(str(error))
     print(page)
     return page
 

@@ -188,6 +188,8 @@ def test_runs_give_the_same_page(data: Path, page: Path, tmp_path: Path) -> None
     assert small.name == "1.4B"
     assert len(small.left_out) == 1
     assert small.left_out[0].startswith("exp2_odd_step3: ")
+    (alone,) = paper.load(tmp_path / "runs" / "pythia_1.4b", tmp_path)
+    np.testing.assert_array_equal(alone.r2, small.r2)
     assert float(rows(page, "Table 1")["1.4B"][0]) == pytest.approx(float(np.mean(small.r2)), abs=5e-5)
 
 
@@ -203,6 +205,13 @@ def test_runs_give_the_same_page(data: Path, page: Path, tmp_path: Path) -> None
 )
 def test_sizes(folder: str, size: str) -> None:
     assert paper.size_of(folder) == size
+
+
+def test_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        paper.main([str(tmp_path), "--out", str(tmp_path / "page")])
+    assert "no measurements; expected pythia_<size>/stats" in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
 
 
 def test_shared_data(shared_data: Path, tmp_path: Path) -> None:
