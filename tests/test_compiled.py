@@ -84,7 +84,7 @@ def compiled(use: str, output: Path, callbacks: list[TrainerCallback]) -> tuple[
     return {kind: dict(counters[kind]) for kind in DYNAMO}, result.losses, model
 
 
-@pytest.mark.parametrize("use", slow_unless(["model.compile", "each layer", "trainer, checkpointing"], USES))
+@pytest.mark.parametrize("use", slow_unless(["each layer", "trainer, checkpointing"], USES))
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # the name that older versions know
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo looks at a layer's input
 def test_training_compiles_as_if_nobody_watched_and_is_measured_as_it_is(use: str, tmp_path: Path) -> None:
