@@ -80,7 +80,7 @@ def corpus_documents() -> Iterator[str]:
     from huggingface_hub import HfFileSystem
 
     try:
-        hub = HfFileSystem()
+        hub = HfFileSystem(skip_instance_cache=True)
         # The Hub keeps a parquet copy of corpora that are in another format under a reference of its own.
         places = (f"datasets/{CORPUS}", f"datasets/{CORPUS}@refs/convert/parquet")
         paths = next(filter(None, (sorted(hub.glob(f"{place}/**/*.parquet")) for place in places)), [])

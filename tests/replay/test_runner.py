@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,32 +158,6 @@ def test_an_interrupted_replay_goes_on_to_the_same_bytes(saved: Path, tmp_path: 
 
     assert (result.skipped, result.measured) == (STEPS[:after], STEPS[after:])
     assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_a_killed_replay_goes_on_to_the_same_bytes(saved: Path, tmp_path: Path, probe: Probe) -> None:
-    script = (
-        "import os, pathlib, sys, numpy\n"
-        "from ma_monitor.measure.probe import Probe\n"
-        "from ma_monitor.replay.runner import replay\n"
-        "from ma_monitor.replay.sources import folder_source\n"
-        "def kill(done, total, name):\n"
-        "    (pathlib.Path('run') / 'incoming').mkdir(parents=True, exist_ok=True)\n"
-        "    (pathlib.Path('run') / 'incoming' / 'left').touch()\n"
-        "    if done == 2: os.kill(os.getpid(), 9)\n"
-        f"probe = Probe.from_ids(numpy.array({probe.ids.tolist()}))\n"
-        f"replay(folder_source(pathlib.Path({str(saved)!r})), probe, None, 'run', progress=kill)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert killed.returncode == -9, killed.stderr
-    assert Run.open(tmp_path / "run").steps.tolist() == list(STEPS[:2])
-
-    result = replay(folder_source(saved), probe, None, tmp_path / "run")
-
-    assert (result.skipped, result.measured) == (STEPS[:2], STEPS[2:])
-    replay(folder_source(saved), probe, None, tmp_path / "whole")
-    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
-    assert not (tmp_path / "run" / "incoming").exists()
 
 
 def test_a_hole_in_the_run_is_filled(checkpoints: Path, tmp_path: Path, probe: Probe) -> None:
