@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,6 @@ from tests.training import STEPS, TOKENS, VOCABULARY, Rows, make_trainer, the_ru
 
 STRICT = MonitorConfig(every=4, strict=True)
 DUE = [0, 1, 2, 4, 8, 12]
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def faults(run: Run) -> list[str]:
@@ -244,43 +240,6 @@ def test_a_run_directory_that_cannot_be_made_leaves_training_alone(
     result = train(tmp_path / "out", [callback])
     assert result.trainer.state.global_step == STEPS
     assert "monitoring is off for this training. StoreError" in caplog.text
-
-
-# ------------------------------------------------------------------------------------------------ two processes
-
-DISTRIBUTED = """
-import sys
-from pathlib import Path
-from ma_monitor import MassiveActivationCallback, MonitorConfig
-from tests.training import tiny_llama, train
-
-train(Path(sys.argv[1]), [MassiveActivationCallback(MonitorConfig(every=4, strict=True))],
-      model=tiny_llama(attention_dropout=0.0), ddp_backend="gloo", report_to="tensorboard",
-      per_device_train_batch_size=int(sys.argv[2]))
-"""
-
-
-def test_two_processes_write_one_run_with_the_numbers_of_one(tmp_path: Path) -> None:
-    script = tmp_path / "training.py"
-    script.write_text(DISTRIBUTED)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, str(script), str(tmp_path / "two"), "2"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    train(tmp_path / "one", [MassiveActivationCallback(STRICT)], model=tiny_llama(attention_dropout=0.0))
-    two, one = Run.open(tmp_path / "two" / "ma_monitor"), Run.open(tmp_path / "one" / "ma_monitor")
-    assert two.steps.tolist() == one.steps.tolist() == DUE
-    assert two.meta == one.meta
-    assert two.plans[0].batch == 4
-    assert not (tmp_path / "two" / "ma_monitor-2").exists()
-    assert len(list((tmp_path / "two").rglob("events.out.tfevents.*"))) == 1
-    np.testing.assert_array_equal(two.measurements()[0].top, one.measurements()[0].top)
-    for a, b in zip(two.measurements(), one.measurements(), strict=True):
-        # Two half batches are summed in another order than one whole, which twelve updates amplify.
-        np.testing.assert_allclose(a.top, b.top, rtol=1e-3)
-        np.testing.assert_allclose(a.median, b.median, rtol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------ fine-tuning

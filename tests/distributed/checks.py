@@ -40,6 +40,7 @@ def in_loop(results: Results, room: float, always: bool) -> None:
 
 def in_trainer(results: Results, room: float, always: bool) -> None:
     watched(results, room=room, steps=[0, 1, 2, STEPS], always=always)
+    assert {result["rows_an_update"] for result in results} == {4 * len(results)}
 
 
 def one_fails(results: Results, function: str) -> None:
@@ -57,6 +58,8 @@ def _ddp(check: Callable[[Results, float, bool], None], results: Results, always
         check([result[layout] for result in results], 0.0, always)
         others = {result[layout]["takes_part"] for result in results[1:]}
         assert others == {layout == "split"}, f"{layout}: which processes measure"
+    if "event_files" in results[0]["whole"] and always:
+        assert results[0]["whole"]["event_files"] == 1
 
 
 def _faults(results: Results, always: bool) -> None:

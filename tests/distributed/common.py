@@ -43,9 +43,9 @@ def digest(values: Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
-def alone(model: nn.Module, *, batch_size: int | None = BATCH, step: int = 0) -> Measurements:
+def alone(model: nn.Module, *, batch_size: int | None = BATCH) -> Measurements:
     """What one process measures."""
-    return measure(model, a_probe(), step, k=3, batch_size=batch_size)
+    return measure(model, a_probe(), 0, k=3, batch_size=batch_size)
 
 
 def differs(one: Measurements, other: Measurements) -> float:

@@ -11,16 +11,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ma_monitor import MassiveActivationCallback, MonitorConfig, Run
-from tests.distributed.common import BATCH, STEPS, Warned, a_model, a_probe, alone, differs, digest
-from tests.training import train
+from ma_monitor import MassiveActivationCallback, MonitorConfig, Probe, Run
+from ma_monitor.measure.forward import measure
+from tests.distributed.common import BATCH, STEPS, Warned, a_model, a_probe, differs, digest
+from tests.training import Rows, train
+
+PROBE = a_probe()
 
 
 def ddp(folder: Path, device: torch.device) -> dict[str, Any]:
-    """With the probe on the first process alone, and split over both."""
+    """With the probe that nobody specified on the first process alone, and one that is split over both."""
     unwatched = _unwatched(folder, device)
     return {
-        "whole": _watched(folder / "whole", device, unwatched, batch_size=None),
+        "whole": _watched(folder / "whole", device, unwatched, batch_size=None, probe=None, **_reporting(device)),
         "split": _watched(folder / "split", device, unwatched, batch_size=BATCH),
     }
 
@@ -74,21 +77,31 @@ def _unwatched(folder: Path, device: torch.device, **changes: Any) -> list[str]:
 
 
 def _watched(
-    folder: Path, device: torch.device, unwatched: list[str], *, batch_size: int | None, **changes: Any
+    folder: Path,
+    device: torch.device,
+    unwatched: list[str],
+    *,
+    batch_size: int | None,
+    probe: Probe | None = PROBE,
+    **changes: Any,
 ) -> dict[str, Any]:
     config = MonitorConfig(every=2, batch_size=batch_size, strict=True)
-    watching = MassiveActivationCallback(config, probe=a_probe())
+    watching = MassiveActivationCallback(config, probe=probe)
     result, trained = _life(folder / "watched", device, [watching], **changes)
     single = _whole(result, device)
-    measured = Run.open(folder / "watched" / "ma_monitor").measurements()
+    run = Run.open(folder / "watched" / "ma_monitor")
+    measured = run.measurements()
+    expected = measure(single, probe or Probe.from_rows(Rows()), STEPS, k=config.k, batch_size=batch_size)
     return {
         "repeatable": unwatched[0] == unwatched[1],
         "untouched": unwatched[0] == trained,
-        "differs": differs(measured[-1], alone(single, batch_size=batch_size, step=STEPS)),
+        "differs": differs(measured[-1], expected),
         "steps": [m.step for m in measured],
         "runs": sorted(path.name for path in (folder / "watched").iterdir() if path.name.startswith("ma_monitor")),
         "records": watching.monitor is not None and watching.monitor.run is not None,
         "takes_part": watching.monitor is not None,
+        "rows_an_update": run.plans[0].batch,
+        "event_files": len(list((folder / "watched").rglob("events.out.tfevents.*"))),
     }
 
 
@@ -108,6 +121,11 @@ def _whole(result: Any, device: torch.device) -> Any:
 def _full(value: Tensor) -> Tensor:
     full: Any = getattr(value, "full_tensor", None)
     return value if full is None else full()
+
+
+def _reporting(device: torch.device) -> dict[str, Any]:
+    """TensorBoard, which a bare machine with GPUs may not have."""
+    return {"report_to": "tensorboard"} if device.type == "cpu" else {}
 
 
 def _on(device: torch.device) -> dict[str, Any]:
