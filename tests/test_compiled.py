@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ DYNAMO = ("stats", "frames", "graph_break", "recompiles")
 
 
 @pytest.fixture(autouse=True)
-def nothing_recompiles() -> Iterator[None]:
+def nothing_recompiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A recompilation raises, with or without a monitor."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # pytest would have all of it formatted
     torch.compiler.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield
