@@ -174,3 +174,55 @@ def test_another_probe_is_another_run(
     assert call("replay", saved, "--out", tmp_path / "run", "--probe-ids", ids).code == 0
     np.save(ids, np.zeros((3, 12), dtype=int))
     assert "probe hash was" in refused("replay", saved, "--out", tmp_path / "run", "--probe-ids", ids)
+
+
+def test_shards_then_merge_is_one_replay(call: Call, saved: Path, ids: Path, tmp_path: Path) -> None:
+    ask = ["--probe-ids", ids, "--json"]
+    assert call("replay", saved, "--out", tmp_path / "alone", *ask).code == 0
+    shards = [tmp_path / f"shard-{i}" for i in range(2)]
+    measured = [call("replay", saved, "--out", s, "--shard", f"{i}/2", *ask) for i, s in enumerate(shards)]
+    assert [result.document["measured"] for result in measured] == [[0, 25], [10]]
+    assert call("merge", *shards, "--out", tmp_path / "joined", "--json").document["steps"] == 3
+    for name in ("run.json", "measurements.bin", "fits.json", "forecast.json"):
+        assert (tmp_path / "joined" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+@pytest.mark.parametrize("shard", ["2/2", "1", "a/b", "-1/2", "1/0", "0/9999999999"])
+def test_what_is_no_shard(refused: Callable[..., str], saved: Path, tmp_path: Path, shard: str) -> None:
+    words = refused("replay", saved, "--out", tmp_path / "run", f"--shard={shard}")
+    assert f"must be one of 0/N to (N-1)/N, got '{shard}'" in words
+
+
+def test_force_measures_anew_with_another_probe(call: Call, saved: Path, ids: Path, tmp_path: Path) -> None:
+    assert call("replay", saved, "--out", tmp_path / "run").code == 0
+    again = call("replay", saved, "--out", tmp_path / "run", "--probe-ids", ids, "--force", "--json")
+    assert (again.document["measured"], again.document["skipped"]) == (list(STEPS), [])
+
+
+def test_a_launcher_that_tells_too_little(
+    refused: Callable[..., str], saved: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert "a launcher must set RANK" in refused("replay", saved, "--out", tmp_path / "run", "--probe-ids", ids)
+
+
+def test_the_papers_probe_without_a_network_names_what_else_there_is(
+    refused: Callable[..., str], saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = refused("replay", saved, "--out", tmp_path / "run", "--probe", "paper")
+    assert "cannot be had" in words
+    assert "--probe-text" in words
+
+
+def test_a_dry_run_of_a_folder(call: Call, saved: Path, tmp_path: Path) -> None:
+    result = call("replay", saved, "--out", tmp_path / "run", "--dry-run", "--shard", "0/2")
+    size = (saved / "checkpoint-0" / "model.safetensors").stat().st_size
+    lines = result.out.splitlines()
+    assert (result.code, lines[0].split()) == (0, ["step", "name", "MB"])
+    assert [line.split()[:2] for line in lines[1:-1]] == [["0", "checkpoint-0"], ["25", "checkpoint-25"]]
+    unknown = "time unknown until this run has measured something; 0 held"
+    assert lines[-1] == f"2 checkpoints to measure, {2 * size / 1e9:.3g} GB, {unknown}"
+    assert not (tmp_path / "run").exists()

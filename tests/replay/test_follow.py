@@ -18,7 +18,6 @@ import pytest
 from ma_monitor.cli.__main__ import main
 from ma_monitor.errors import SourceError
 from ma_monitor.measure.probe import Probe
-from ma_monitor.replay import follow as following
 from ma_monitor.replay.follow import follow
 from ma_monitor.replay.runner import ReplayResult, replay
 from ma_monitor.replay.sources import FolderSource, folder_source
@@ -57,7 +56,7 @@ class Script:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *acts: Callable[[], object]) -> None:
         self.acts = list(acts)
-        monkeypatch.setattr(following.time, "sleep", self.sleep)
+        monkeypatch.setattr("ma_monitor.replay.follow.time.sleep", self.sleep)
 
     def sleep(self, seconds: float) -> None:
         if not self.acts:

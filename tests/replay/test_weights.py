@@ -90,15 +90,15 @@ WAYS: dict[str, tuple[bool, Save]] = {
 def test_every_checkpoint_gives_what_transformers_gives(poured: bool, save: Save, tmp_path: Path) -> None:
     ids = torch.arange(20)[None]
     loader = ModelLoader(torch.float32, CPU)
-    seen = []
+    seen: list[Any] = []
     for seed in range(3):
         save(seed, tmp_path / str(seed))
         model: Any = loader.load(tmp_path / str(seed))
         anew: Any = type(model).from_pretrained(tmp_path / str(seed), dtype=torch.float32)
         with torch.no_grad():
             assert torch.equal(model.base_model(ids)[0], anew.base_model(ids)[0])
-        whole = model.state_dict().items() if save is not WAYS["without the head"][1] else ()
-        assert all(torch.equal(value, anew.state_dict()[name]) for name, value in whole)
+        whole = {} if save is WAYS["without the head"][1] else dict(model.state_dict())
+        assert all(torch.equal(value, anew.state_dict()[name]) for name, value in whole.items())
         assert not model.training
         seen.append(model)
     assert (seen[0] is seen[1] is seen[2]) == poured
@@ -106,7 +106,7 @@ def test_every_checkpoint_gives_what_transformers_gives(poured: bool, save: Save
 
 def test_weights_are_in_memory_of_our_own(tmp_path: Path) -> None:
     neox(0).save_pretrained(tmp_path)
-    model = ModelLoader(torch.float32, CPU).load(tmp_path)
+    model: Any = ModelLoader(torch.float32, CPU).load(tmp_path)
     before = model.get_input_embeddings().weight.clone()
     (tmp_path / "model.safetensors").write_bytes(bytes((tmp_path / "model.safetensors").stat().st_size))
     assert torch.equal(model.get_input_embeddings().weight, before)
