@@ -66,6 +66,10 @@ def _faults(results: Results, always: bool) -> None:
     functions = {"before": "find_layers", "inside": "statistics_of", "after": "_check_seen"}
     for where, function in functions.items():
         one_fails([result[where] for result in results], function)
+    everywhere = [result["everywhere"] for result in results]
+    assert all(result["untouched"] for result in everywhere)
+    assert everywhere[0]["steps"] == [0, 3, 4]
+    assert everywhere[0]["faults"] == ["the probe failed and is left out. MemoryError: none left in forward"]
 
 
 def _faults_ddp(results: Results, always: bool) -> None:

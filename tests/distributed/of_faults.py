@@ -10,6 +10,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from ma_monitor.measure import forward
 from tests.distributed.common import Warned, a_model, loop
@@ -20,10 +21,13 @@ PLACES = {"before": "find_layers", "inside": "statistics_of", "after": "_check_s
 
 
 def faults(folder: Path, device: torch.device) -> dict[str, Any]:
-    return {
-        where: _failing(folder / where, name, lambda: sharded(a_model(device), device))
-        for where, name in PLACES.items()
-    }
+    """The last process fails in each place; then all of them do, in the middle of the forward."""
+
+    def make() -> nn.Module:
+        return sharded(a_model(device), device)
+
+    one = {where: _failing(folder / where, name, make) for where, name in PLACES.items()}
+    return one | {"everywhere": _failing(folder / "everywhere", "forward", make, owner=LlamaMLP, everywhere=True)}
 
 
 def faults_ddp(folder: Path, device: torch.device) -> dict[str, Any]:
@@ -41,28 +45,33 @@ def faults_hsdp(folder: Path, device: torch.device) -> dict[str, Any]:
     return _failing(folder, "statistics_of", lambda: sharded(a_model(device), device, sizes))
 
 
-def _failing(folder: Path, name: str, make: Callable[[], nn.Module]) -> dict[str, Any]:
-    """A training in which the last process fails in the second and the third probe."""
+def _failing(
+    folder: Path, name: str, make: Callable[[], nn.Module], *, owner: Any = forward, everywhere: bool = False
+) -> dict[str, Any]:
+    """A training in which the last process, or all, fail in the second and the third probe."""
     folder.mkdir(parents=True, exist_ok=True)
     unwatched = loop(make(), None)
-    works, measured = getattr(forward, name), forward.measure
-    failing: list[int] = []
+    works, measured = getattr(owner, name), forward.measure
+    concerned = everywhere or dist.get_rank() == dist.get_world_size() - 1
+    now: list[int] = []
 
-    def fails(*arguments: Any) -> Any:
-        if failing and failing[-1] in (1, 2) and dist.get_rank() == dist.get_world_size() - 1:
+    def fails(*arguments: Any, **options: Any) -> Any:
+        if concerned and now in ([1], [2]):
             raise MemoryError(f"none left in {name}")
-        return works(*arguments)
+        return works(*arguments, **options)
 
     def at(model: nn.Module, probe: Any, step: int, **options: Any) -> Any:
-        failing.append(step)
-        return measured(model, probe, step, **options)
+        now[:] = [step]
+        try:
+            return measured(model, probe, step, **options)
+        finally:
+            now.clear()
 
-    with mock.patch.object(forward, name, fails), mock.patch.object(forward, "measure", at), Warned() as warnings:
+    with mock.patch.object(owner, name, fails), mock.patch.object(forward, "measure", at), Warned() as warnings:
         watched = loop(make(), folder / "run")
     return {
         "untouched": unwatched["trained"] == watched["trained"],
         "steps": watched["steps"],
         "faults": watched["faults"],
         "warnings": warnings,
-        "records": watched["records"],
     }
