@@ -9,23 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ma_monitor.errors import ModelError
-from ma_monitor.measure.statistics import activation_statistics
+from ma_monitor.measure.statistics import Backend, activation_statistics, pack
+from tests.measure.activations import SEQUENCES, misleading
 
 K = 3
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.0, -2.0, float("inf"), float("-inf"), float("nan"), 1e-7, 65504.0]
 
 
 def reference(hidden: torch.Tensor, k: int) -> tuple[list[list[float]], list[list[int]], list[float]]:
-    """By Python's sort: signed top-k and index by (largest magnitude, lowest index); lower median of magnitudes."""
+    """By sorting: signed top-k and index by (largest magnitude, lowest index); lower median of magnitudes."""
     tops, indices, medians = [], [], []
-    for sequence in hidden.double().flatten(1).tolist():
-        entries = [(abs(v), i, v) for i, v in enumerate(sequence) if v == v]
-        entries.sort(key=lambda e: (-e[0], e[1]))
-        best = entries[:k] + [(float("nan"), -1, float("nan"))] * (k - len(entries))
-        tops.append([e[2] for e in best])
-        indices.append([e[1] for e in best])
-        magnitudes = sorted(e[0] for e in entries)
-        medians.append(magnitudes[(len(magnitudes) - 1) // 2] if magnitudes else float("nan"))
+    for sequence in hidden.double().flatten(1).numpy():
+        known = np.flatnonzero(~np.isnan(sequence))
+        magnitude = np.abs(sequence[known])
+        best = known[np.lexsort((known, -magnitude))[:k]].tolist()
+        tops.append([float(sequence[i]) for i in best] + [float("nan")] * (k - len(best)))
+        indices.append(best + [-1] * (k - len(best)))
+        medians.append(float(np.sort(magnitude)[(len(magnitude) - 1) // 2]) if len(known) else float("nan"))
     return tops, indices, medians
 
 
@@ -61,6 +61,36 @@ def test_equals_a_sort_on_ordinary_activations(dtype: torch.dtype, tokens: int) 
     hidden = torch.randn(4, tokens, 33, generator=torch.Generator().manual_seed(0))
     hidden[1, 5, 7] = -3000
     check(hidden.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", sorted(SEQUENCES))
+def test_equals_a_sort_where_the_median_is_bracketed_by_a_sample(kind: str, dtype: torch.dtype) -> None:
+    check(SEQUENCES[kind](2, 40, 300).to(dtype))
+
+
+def test_equals_a_sort_where_the_sample_misleads() -> None:
+    check(misleading(2, 40, 300))
+
+
+def test_reads_a_tensor_in_any_layout_piece_by_piece() -> None:
+    hidden = SEQUENCES["ordinary"](700, 2, 450).transpose(0, 1)  # more than one piece, and not contiguous
+    assert not hidden.is_contiguous()
+    check(hidden)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(torch.float64, "triton"), (torch.float64, None), (torch.float32, None)]
+)
+def test_the_back_end_that_can_read_a_tensor_is_taken(dtype: torch.dtype, backend: Backend | None) -> None:
+    hidden = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(2)).to(dtype)
+    got = activation_statistics(hidden, 2, backend=backend)
+    assert torch.equal(got.packed, activation_statistics(hidden, 2, backend="torch").packed)
+
+
+def test_packing_and_its_parts_are_inverse() -> None:
+    got = activation_statistics(torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(3)), 2)
+    assert torch.equal(pack(got.top, got.index, got.median, got.nan, got.inf).packed, got.packed)
 
 
 def test_the_median_of_an_even_count_is_the_lower_one() -> None:
