@@ -91,7 +91,13 @@ def _watched(
     single = _whole(result, device)
     run = Run.open(folder / "watched" / "ma_monitor")
     measured = run.measurements()
-    expected = measure(single, probe or Probe.from_rows(Rows()), STEPS, k=config.k, batch_size=batch_size)
+    expected = measure(
+        single,
+        probe or Probe.from_rows(Rows()[i] for i in range(len(Rows()))),
+        STEPS,
+        k=config.k,
+        batch_size=batch_size,
+    )
     return {
         "repeatable": unwatched[0] == unwatched[1],
         "untouched": unwatched[0] == trained,
