@@ -145,10 +145,10 @@ def value_axis(shown: Sequence[Axes]) -> None:
         held.append(clean(np.concatenate([np.empty(0), *(line.get_ydata() for line in lines)])))
     log = any(spans_decades(values) for values in held)
     for axes, values in zip(shown, held, strict=True):
-        if log and (values > 0).any():
+        if log:
             axes.set_yscale("log")
             decades(axes.yaxis, values, lambda value: f"{value:,g}")
-        elif not log:
+        else:
             axes.set_ylim(bottom=0)
 
 

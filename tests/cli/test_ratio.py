@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ma_monitor.analysis import fit_run, forecast_run
+from ma_monitor.analysis import fit_run, forecast_run, sequence_ratios
 from ma_monitor.cli.common import open_run
 from ma_monitor.cli.log import emissions
 from ma_monitor.runs.store import Run
 from tests.cli.conftest import PLAN, Call, make_measurements, make_meta
+from tests.runs import makers
 
 OTHER = "mean_of_ratios"
 
@@ -33,6 +34,18 @@ def test_the_two_differ(uneven: Path) -> None:
     stack = Run.open(uneven).stack()
     np.testing.assert_allclose(other, (np.abs(stack.top[..., 0]) / stack.median).mean(axis=2).T, rtol=1e-12)
     assert (np.abs(other / ratios - 1) > 0.01).all()
+
+
+def test_layer_0_is_no_layer_of_the_fit(tmp_path: Path) -> None:
+    meta = makers.make_meta(layers=3, first_layer=0)
+    with Run.create(tmp_path / "run", meta, None) as run:
+        for step in range(4):
+            run.append(makers.make_measurements(step, meta))
+        stack, each = run.stack(), sequence_ratios(run, at=2, rank=2)
+    assert each.shape == (3, 3, meta.probe.sequences)
+    for layer in (1, 2, 3):
+        want = np.abs(stack.top[:3, layer, :, 1]) / stack.median[:3, layer]
+        np.testing.assert_array_equal(each[layer - 1], want)
 
 
 def test_commands(call: Call, uneven: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.special import lambertw
@@ -21,7 +21,7 @@ from ma_monitor.analysis import analyse, fit_run
 from ma_monitor.errors import ConfigError
 from ma_monitor.numerics.curve import Curve
 from ma_monitor.report import figures
-from ma_monitor.report.axes import edges, short, step_axis, words
+from ma_monitor.report.axes import PALE, edges, short, step_axis, words
 from ma_monitor.report.comparison import compare_runs
 from ma_monitor.runs.records import Measurements, ModelShape, ProbeInfo, RunMeta
 from ma_monitor.runs.store import Run
@@ -131,6 +131,11 @@ def test_fitted(run: Run) -> None:
     ((low, high),) = [sorted(segment[:, 0]) for segment in bars.get_segments()]
     assert (low, high) == pytest.approx((fits[0].peak.low, fits[0].peak.high))
     assert not second.containers, "a peak that is not identified is not drawn"
+    for axes, level in zip(panels(figure), (fit.asymptote for fit in fits), strict=True):
+        bands = [patch.get_extents().transformed(axes.transData.inverted()) for patch in axes.patches]
+        want = [(level.low, level.high)] if level.identified else []
+        assert [(band.y0, band.y1) for band in bands] == [pytest.approx(pair) for pair in want]
+    assert sum(fit.asymptote.identified for fit in fits) in (1, 2), "both kinds are to be seen"
     both = figures.fitted([(run, fits), (run, fits)], [1, 2])
     assert [axes.get_title().split(",")[:2] for axes in panels(both)[:2]] == [
         ["tiny", " layer 1"],
@@ -266,6 +271,7 @@ def test_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
         assert drawn(figure)
     (mesh,) = cells(figures.heat_map(made).axes[0])
     assert np.ma.getmaskarray(np.ma.masked_array(mesh.get_array())).sum() == 34
+    assert to_hex(tuple(mesh.get_cmap().get_bad())) == PALE.lower(), "what is not known looks like a value"
 
 
 def test_an_empty_run_is_refused(tmp_path: Path) -> None:
