@@ -2,13 +2,14 @@
 
 Run with ``python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/distributed.py [--backend nccl]``;
 the result goes to ``benchmarks/results/distributed.json``. The first process observes one more measurement of a run of
-36 layers and 10 sequences, with TensorBoard as its sink; the others wait for it in a barrier, as they would in the next
-step's first collective operation. The probe's own forward is not in it: `benchmarks/measure.py` times that.
+36 layers and 10 sequences, with TensorBoard as its sink where that is installed; the others wait for it in a barrier,
+as they would in the next step's first collective operation. The probe's own forward is not in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -30,6 +31,7 @@ LAYERS, SEQUENCES, RANKS, EVERY = 36, 10, 3, 100
 LENGTHS = (21, 154, 500, 1500)
 """Measurements in the run, about: the next number at which a refit is due is taken."""
 REPEAT = 5
+HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 RESULT = Path(__file__).resolve().parent / "results" / "distributed.json"
 META = RunMeta(
     ModelShape("synthetic", None, LAYERS, 5120, 40, 50304, None), ProbeInfo("0" * 64, SEQUENCES, 512, "random"),
@@ -55,7 +57,8 @@ def held(points: int, folder: Path) -> float:
         run = Run.create(folder, META, Plan(0, points * EVERY, lr, 64, "cosine"))
         for number in range(points - 1):
             run.append(measurements(number, points))
-        observer = Observer(run, sinks=[TensorBoardSink.to_directory(folder / "board")])
+        sinks = [TensorBoardSink.to_directory(folder / "board")] if HAS_TENSORBOARD else []
+        observer = Observer(run, sinks=sinks)
         last = measurements(points - 1, points)
     dist.barrier()
     started = time.perf_counter()
@@ -87,7 +90,8 @@ def main(backend: str) -> None:
             }  # fmt: skip
     if dist.get_rank() == dist.get_world_size() - 1:
         document = {
-            "size": f"{LAYERS} layers x {SEQUENCES} sequences x {RANKS} ranks, TensorBoard",
+            "size": f"{LAYERS} layers x {SEQUENCES} sequences x {RANKS} ranks",
+            "tensorboard": HAS_TENSORBOARD,
             "backend": backend,
             "processes": dist.get_world_size(),
             "python": platform.python_version(),

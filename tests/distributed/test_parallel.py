@@ -43,3 +43,5 @@ def test_a_process_alone_measures_alone() -> None:
     assert unwrapped(model) is model
     assert Team().first
     assert Team().turns(3) == range(3)
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        Team().agreed(lambda: 1 / 0)
