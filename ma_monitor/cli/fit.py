@@ -72,15 +72,14 @@ def run(args: argparse.Namespace) -> int:
     source = open_run(args.run_dir, args.ratio)
     fits = fit_run(source, at=args.at, rank=args.rank)
     each = sequence_ratios(source, at=args.at, rank=args.rank)
-    layers = [
-        {"layer": layer, **fit.to_dict(), "variability": variability(ratios).to_dict()}
-        for layer, fit, ratios in zip(source.layers, fits, each, strict=True)
-    ]
-    spread = variability(each).to_dict()
+    layers = [{"layer": layer, **fit.to_dict()} for layer, fit in zip(source.layers, fits, strict=True)]
+    spreads = [{"layer": layer, **variability(of).to_dict()} for layer, of in zip(source.layers, each, strict=True)]
+    spread = {**variability(each).to_dict(), "layers": spreads}
+    shown = [{**layer, "variability": one} for layer, one in zip(layers, spreads, strict=True)]
     at = int(source.steps[-1] if args.at is None else source.steps[source.steps <= args.at][-1])
     compared = compare(layers)
     if args.csv:
-        write_csv(layers)
+        write_csv(shown)
     elif args.json:
         document = {"run": str(source.path), "at": at, "rank": args.rank, "ratio": source.meta.ratio}
         emit_json({**document, "layers": layers, "comparison": compared, "variability": spread})
@@ -88,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         points = count(int((source.steps <= at).sum()), "measurement")
         say(f"{source.path}: {source.meta.model.name}, {points} up to step {at:,}")
         say()
-        say(fit_table(layers))
+        say(fit_table(shown))
         say()
         say(variability_words(spread, source.meta.probe.sequences))
         say()
