@@ -152,6 +152,7 @@ def hub_source(repo: str, revisions: str, *, keep: Path | None = None) -> Source
     if constants.HF_HUB_OFFLINE:
         return _cached_source(repo, revisions)
     refs = asked(lambda: HfApi().list_repo_refs(repo), repo, None, ())
+    asked(lambda: HfApi().auth_check(repo), repo, None, ())  # else a gated model would be refused at each revision
     branches = tuple(ref.name for ref in refs.branches)
     known = (*branches, *(ref.name for ref in refs.tags))
     problems: list[str] = []

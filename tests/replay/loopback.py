@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -17,7 +18,9 @@ from urllib.parse import unquote, urlsplit
 
 Files = dict[str, bytes]
 
-API = re.compile(r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)(/(?P<what>refs|revision|tree)(/(?P<revision>[^/]+))?)?")
+API = re.compile(
+    r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)(/(?P<what>refs|revision|tree|auth-check)(/(?P<revision>[^/]+))?)?"
+)
 FILE = re.compile(r"(/datasets)?/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 LARGE = (".safetensors", ".bin")
 """Files that the Hub keeps as large ones, of which it lists the SHA-256."""
@@ -42,8 +45,13 @@ def _error(status: int, code: str) -> Answer:
     return Answer(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
 
 
+@functools.cache
+def _digest(kind: str, content: bytes) -> str:
+    return hashlib.new(kind, content).hexdigest()
+
+
 def _sibling(name: str, content: bytes) -> dict[str, Any]:
-    large = {"lfs": {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}}
+    large = {"lfs": {"size": len(content), "sha256": _digest("sha256", content), "pointerSize": 134}}
     return {"rfilename": name, "size": len(content)} | (large if name.endswith(LARGE) else {})
 
 
@@ -84,14 +92,17 @@ class LoopbackHub:
         if match is None or match["repo"] not in self.repos:
             return _error(404, "RepoNotFound")
         repo, asked = match["repo"], unquote(match.groupdict()["revision"] or "main")
-        if "what" in match.groupdict() and match["what"] == "refs":
+        what = match.groupdict().get("what")
+        if what == "refs":
             return self._refs(repo)
+        if what == "auth-check":
+            return _error(403, "GatedRepo") if repo in self.gated else _json({})
         revision = next((name for name in self.repos[repo] if asked in (name, self.sha(repo, name))), None)
         if revision is None:
             return _error(404, "RevisionNotFound")
         if "file" in match.groupdict():
             return self._file(repo, revision, unquote(match["file"]), span)
-        return self._listing(repo, revision, tree=match["what"] == "tree")
+        return self._listing(repo, revision, tree=what == "tree")
 
     def _refs(self, repo: str) -> Answer:
         branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": self.sha(repo, n)} for n in self.repos[repo]]
@@ -100,7 +111,7 @@ class LoopbackHub:
     def _listing(self, repo: str, revision: str, *, tree: bool) -> Answer:
         files = self.repos[repo][revision]
         if tree:
-            oid = {name: hashlib.sha1(content).hexdigest() for name, content in files.items()}
+            oid = {name: _digest("sha1", content) for name, content in files.items()}
             return _json([{"type": "file", "oid": oid[n], "size": len(c), "path": n} for n, c in files.items()])
         siblings = [_sibling(name, content) for name, content in files.items()]
         return _json({"id": repo, "modelId": repo, "sha": self.sha(repo, revision), "siblings": siblings, "tags": []})
@@ -111,7 +122,7 @@ class LoopbackHub:
         content = self.repos[repo][revision].get(name)
         if content is None:
             return _error(404, "EntryNotFound")
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": self.sha(repo, revision)}
+        headers = {"ETag": f'"{_digest("sha256", content)}"', "X-Repo-Commit": self.sha(repo, revision)}
         if (repo, revision, name) in self.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 255])
         part = re.fullmatch(r"bytes=(\d+)-(\d*)", span or "")
@@ -148,7 +159,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             for start in range(0, len(body), BLOCK):
                 self.wfile.write(body[start : start + BLOCK])
                 if hub.rate is not None:
-                    time.sleep(BLOCK / hub.rate)
+                    time.sleep(len(body[start : start + BLOCK]) / hub.rate)
 
         do_HEAD = do_GET  # noqa: N815
 
