@@ -56,5 +56,5 @@ def variability(ratios: ArrayLike) -> Variability:
     cv = 100 * deviation[known] / mean[known]
     sem = cv / np.sqrt(n[known])
     sizes, place = np.unique(n[known], return_inverse=True)  # one quantile a size: they are slow
-    half = student.ppf((1 + CONFIDENCE) / 2, sizes - 1)[place] * sem
+    half = np.asarray(student.ppf((1 + CONFIDENCE) / 2, sizes - 1))[place] * sem
     return Variability(float(cv.mean()), float(sem.mean()), float(half.mean()), int(known.sum()))
