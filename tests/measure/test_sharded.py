@@ -88,7 +88,7 @@ def by_all(
 
 
 @given(st.data())
-@settings(max_examples=25)
+@settings(max_examples=60)
 def test_any_cut_gives_the_statistics_of_the_whole(data: st.DataObject) -> None:
     n, tokens, width = (data.draw(st.integers(1, most)) for most in (3, 7, 5))
     entries = st.sampled_from(VALUES) | st.floats(width=32)
