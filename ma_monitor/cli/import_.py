@@ -86,7 +86,7 @@ def from_hub(repo: str, revision: str | None) -> Iterator[tuple[Path, str]]:
     from huggingface_hub import HfApi, snapshot_download
     from tqdm.auto import tqdm
 
-    from ma_monitor.replay.hub import asked
+    from ma_monitor.replay.asking import asked
     from ma_monitor.runs.published import published_files
 
     class OnTerminals(tqdm):  # type: ignore[type-arg]  # not generic at run time

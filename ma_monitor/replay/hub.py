@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-import errno
 import hashlib
 import math
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ma_monitor.errors import SourceError
+from ma_monitor.replay.asking import asked, nearest
 from ma_monitor.replay.sources import TOKENIZER_FILES, Checkpoint, Source, complete_ones, one_per_step, step_of
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
-
-Result = TypeVar("Result")
 
 SAFE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 PICKLED_WEIGHTS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")
@@ -32,12 +28,6 @@ PAPER_REVISIONS = tuple(f"step{step}" for step in PAPER_STEPS)
 """37 of Pythia's 154 revisions. The paper plots 37 checkpoints of a model (Figure 4) and fits 27 or more "regularly
 spaced" ones, without printing which. Here: the released early steps 0, 1, 2, 4 … 512, where most happens, and 26 even
 steps from 1000 to 143000, rounded to the released thousands."""
-
-ATTEMPTS = 5
-FIRST_WAIT = 1.0
-"""Seconds before the second attempt, doubled before each further one; a server's Retry-After goes before it."""
-LONGEST_WAIT = 60.0
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -230,7 +220,7 @@ def _spread(checkpoints: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
 def _usable(name: str, known: Sequence[str], problems: list[str]) -> bool:
     """Whether a revision that was asked for exists and tells its step; if not, why is added to the problems."""
     if name not in known:
-        problems.append(f"{name} left out: no such revision{_nearest(name, known)}")
+        problems.append(f"{name} left out: no such revision{nearest(name, known)}")
     elif step_of(name) is None:
         problems.append(f"{name} left out: its name does not tell a step, as step1000 does")
     else:
@@ -251,12 +241,6 @@ def _intact(file: Path, listed: RepoSibling) -> bool:
     return digest.hexdigest() == listed.lfs.sha256
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    """The nearest existing names as the end of a sentence."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f" (nearest: {', '.join(near)})" if near else ""
-
-
 def _model_files(names: list[str]) -> list[str]:
     """What of a revision is needed to measure it; empty if configuration or weights are not there."""
     weights = [name for name in names if SAFE_WEIGHTS.fullmatch(name)]
@@ -273,96 +257,3 @@ def _tokenizer_files(names: list[str]) -> list[str]:
     """The tokenizer's files and the configuration that names its class; empty if there is no tokenizer."""
     found = [name for name in names if "/" not in name and TOKENIZER_FILES.fullmatch(name)]
     return [*found, *(name for name in names if name == "config.json")] if found else []
-
-
-def asked(
-    question: Callable[[], Result], repo: str, revision: str | None, known: tuple[str, ...], *, kind: str = "model"
-) -> Result:
-    """The Hub's answer, asked again while the server is busy or cannot be reached.
-
-    Args:
-        question: Asks the client.
-        repo: Which repository it is about.
-        revision: Which revision, where it is about one.
-        known: Revisions that there are, to name the nearest.
-        kind: What the repository holds, in words.
-
-    Raises:
-        SourceError: If there is no answer, in the user's words.
-    """
-    wait, left = FIRST_WAIT, ATTEMPTS
-    while True:
-        try:
-            return question()
-        except SourceError:
-            raise
-        except Exception as error:  # the client lets its HTTP library's errors through, and changes the library
-            left -= 1
-            pause = _pause(error, wait) if left else None
-            if pause is None:
-                raise _explained(error, repo, revision, known, kind) from error
-        time.sleep(pause)
-        wait *= 2
-
-
-def _pause(error: Exception, wait: float) -> float | None:
-    """Seconds to wait before asking again, None where asking again cannot help."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    chain = _chain(error)
-    if any(isinstance(cause, (OfflineModeIsEnabled, HFValidationError)) for cause in chain):
-        return None
-    for cause in chain:
-        if isinstance(cause, OSError) and cause.errno in DISK_FAULTS:
-            return None
-        if isinstance(cause, HfHubHTTPError):
-            if cause.response.status_code != 429 and cause.response.status_code < 500:
-                return None
-            after = cause.response.headers.get("Retry-After", "")
-            return min(float(after) if after.isdigit() else wait, LONGEST_WAIT)
-    return wait
-
-
-def _explained(error: Exception, repo: str, revision: str | None, known: tuple[str, ...], kind: str) -> SourceError:
-    """What went wrong on the Hub, and what to do."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    for cause in _chain(error):
-        # A gated repository's error is a subclass of the missing one's, so it must be asked for first.
-        if isinstance(cause, GatedRepoError):
-            return SourceError(f"{repo} is gated: accept its terms on its page, then log in with `hf auth login`")
-        if isinstance(cause, RepositoryNotFoundError):
-            return SourceError(
-                f"there is no folder and no public {kind} {repo!r}: check the spelling, or log in if it is private"
-            )
-        if isinstance(cause, RevisionNotFoundError):
-            return SourceError(f"{repo} has no revision {revision}{_nearest(str(revision), known)}")
-        if isinstance(cause, OfflineModeIsEnabled):
-            return SourceError(
-                f"{repo} cannot be read: offline mode is on; unset HF_HUB_OFFLINE, "
-                "or give a folder that you downloaded before"
-            )
-        if isinstance(cause, OSError) and cause.errno in DISK_FAULTS:
-            return SourceError(
-                f"{repo} at {revision} cannot be stored ({cause.strerror}): make room, or the disk writable"
-            )
-    at = f" at {revision}" if revision else ""
-    reason = str(error).strip().splitlines() or [""]
-    return SourceError(
-        f"{repo}{at} cannot be read from the Hub ({type(error).__name__}: {reason[0]}); "
-        "check the network and run the same command again"
-    )
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    """An error and what it was raised from; the client wraps a status in an error of its cache."""
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return chain

@@ -22,13 +22,13 @@ def hub(hub_server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A running server that the real client in this process talks to."""
     from huggingface_hub import close_session, constants
 
-    from ma_monitor.replay import hub as client
+    from ma_monitor.replay import asking
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the server is on this machine
     monkeypatch.setattr(constants, "ENDPOINT", hub_server.url)
     template = hub_server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
     yield hub_server
     close_session()

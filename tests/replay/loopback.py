@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 Files = dict[str, bytes]
 
@@ -86,8 +86,11 @@ class LoopbackHub:
         """The status ordered for this request, None for none."""
         return next((waiting.pop(0) for at, waiting in self.faults.items() if waiting and re.search(at, path)), None)
 
-    def answer(self, path: str, span: str | None) -> Answer:
+    def answer(self, path: str, query: str, span: str | None) -> Answer:
         """The answer to a request for a path, ``span`` being its Range header."""
+        if path == "/api/models":
+            author = parse_qs(query)["author"][0]
+            return _json([{"id": repo, "modelId": repo} for repo in self.repos if repo.startswith(f"{author}/")])
         match = API.fullmatch(path) or FILE.fullmatch(path)
         if match is None or match["repo"] not in self.repos:
             return _error(404, "RepoNotFound")
@@ -138,13 +141,13 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            path = urlsplit(self.path).path
+            path, query = urlsplit(self.path).path, urlsplit(self.path).query
             hub.requests.append(f"{self.command} {path}")
             status = hub.fault(path) if self.command == "GET" else None
             answer = (
                 Answer(status, b"busy", {"Retry-After": hub.retry_after})
                 if status
-                else hub.answer(path, self.headers["Range"])
+                else hub.answer(path, query, self.headers["Range"])
             )
             self.send_response(answer.status)
             for key, value in answer.headers.items():

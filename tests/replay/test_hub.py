@@ -166,7 +166,7 @@ def test_a_server_says_how_long_to_wait_within_reason(
     hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, asked: str, waits: list[float]
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("ma_monitor.replay.hub.time.sleep", slept.append)
+    monkeypatch.setattr("ma_monitor.replay.asking.time.sleep", slept.append)
     hub.repos[REPO] = {"step10": SAFE}
     hub.faults, hub.retry_after = {"/refs$": [429, 503]}, asked
 
@@ -233,7 +233,16 @@ def test_a_passing_fault_during_a_download_does_no_harm(
 def test_a_missing_model_is_not_asked_for_twice(hub: LoopbackHub) -> None:
     with pytest.raises(SourceError, match="no folder and no public model 'lab/absent'"):
         open_source("lab/absent")
-    assert len(hub.requests) == 1
+    assert [request for request in hub.requests if "lab/absent" in request] == ["GET /api/models/lab/absent/refs"]
+
+
+def test_a_misspelt_model_is_named_with_the_nearest(hub: LoopbackHub) -> None:
+    hub.repos = {"lab/tiny": {}, "lab/other": {}, "else/tinny": {}}
+    with pytest.raises(SourceError, match=r"no public model 'lab/tinny' \(nearest: tiny\): check the spelling"):
+        open_source("lab/tinny")
+    hub.faults = {"/api/models$": [404]}
+    with pytest.raises(SourceError, match="no public model 'lab/tinny': check the spelling"):
+        open_source("lab/tinny")
 
 
 def test_a_gated_model_is_called_gated_and_not_missing(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -89,7 +89,10 @@ def test_a_gated_and_a_misspelt_model_are_bad_input(
     full_hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full_hub.gated.add(REPO)
-    for repo, words in ((REPO, "lab/tiny is gated: accept its terms"), ("lab/tinny", "no public model 'lab/tinny'")):
+    for repo, words in (
+        (REPO, "lab/tiny is gated: accept its terms"),
+        ("lab/tinny", "no public model 'lab/tinny' (nearest: tiny)"),
+    ):
         code, document, said = cli(capsys, "replay", repo, "--out", tmp_path / "run", "--json")
         assert (code, document, len(said)) == (2, {}, 1), said
         assert words in said[0]

@@ -1,0 +1,134 @@
+"""Asking the Hub: again while it is busy, and in the user's words where it does not answer."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from ma_monitor.errors import SourceError
+
+Result = TypeVar("Result")
+
+ATTEMPTS = 5
+FIRST_WAIT = 1.0
+"""Seconds before the second attempt, doubled before each further one; a server's Retry-After goes before it."""
+LONGEST_WAIT = 60.0
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+LISTED = 1000
+"""Models of an owner that are looked through for one of a like name."""
+
+
+def asked(
+    question: Callable[[], Result], repo: str, revision: str | None, known: tuple[str, ...], *, kind: str = "model"
+) -> Result:
+    """The Hub's answer, asked again while the server is busy or cannot be reached.
+
+    Args:
+        question: Asks the client.
+        repo: Which repository it is about.
+        revision: Which revision, where it is about one.
+        known: Revisions that there are, to name the nearest.
+        kind: What the repository holds, in words.
+
+    Raises:
+        SourceError: If there is no answer, in the user's words.
+    """
+    wait, left = FIRST_WAIT, ATTEMPTS
+    while True:
+        try:
+            return question()
+        except SourceError:
+            raise
+        except Exception as error:  # the client lets its HTTP library's errors through, and changes the library
+            left -= 1
+            pause = _pause(error, wait) if left else None
+            if pause is None:
+                raise _explained(error, repo, revision, known, kind) from error
+        time.sleep(pause)
+        wait *= 2
+
+
+def _pause(error: Exception, wait: float) -> float | None:
+    """Seconds to wait before asking again, None where asking again cannot help."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    chain = _chain(error)
+    if any(isinstance(cause, (OfflineModeIsEnabled, HFValidationError)) for cause in chain):
+        return None
+    for cause in chain:
+        if isinstance(cause, OSError) and cause.errno in DISK_FAULTS:
+            return None
+        if isinstance(cause, HfHubHTTPError):
+            if cause.response.status_code != 429 and cause.response.status_code < 500:
+                return None
+            after = cause.response.headers.get("Retry-After", "")
+            return min(float(after) if after.isdigit() else wait, LONGEST_WAIT)
+    return wait
+
+
+def _explained(error: Exception, repo: str, revision: str | None, known: tuple[str, ...], kind: str) -> SourceError:
+    """What went wrong on the Hub, and what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    for cause in _chain(error):
+        # A gated repository's error is a subclass of the missing one's, so it must be asked for first.
+        if isinstance(cause, GatedRepoError):
+            return SourceError(f"{repo} is gated: accept its terms on its page, then log in with `hf auth login`")
+        if isinstance(cause, RepositoryNotFoundError):
+            near = _like_it(repo) if kind == "model" else ""
+            return SourceError(
+                f"there is no folder and no public {kind} {repo!r}{near}: check the spelling, or log in if it is "
+                "private"
+            )
+        if isinstance(cause, RevisionNotFoundError):
+            return SourceError(f"{repo} has no revision {revision}{nearest(str(revision), known)}")
+        if isinstance(cause, OfflineModeIsEnabled):
+            return SourceError(
+                f"{repo} cannot be read: offline mode is on; unset HF_HUB_OFFLINE, "
+                "or give a folder that you downloaded before"
+            )
+        if isinstance(cause, OSError) and cause.errno in DISK_FAULTS:
+            return SourceError(
+                f"{repo} at {revision} cannot be stored ({cause.strerror}): make room, or the disk writable"
+            )
+    at = f" at {revision}" if revision else ""
+    reason = str(error).strip().splitlines() or [""]
+    return SourceError(
+        f"{repo}{at} cannot be read from the Hub ({type(error).__name__}: {reason[0]}); "
+        "check the network and run the same command again"
+    )
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error and what it was raised from; the client wraps a status in an error of its cache."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The nearest existing names as the end of a sentence."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" (nearest: {', '.join(near)})" if near else ""
+
+
+def _like_it(repo: str) -> str:
+    """The owner's models of nearly that name as the end of a sentence; nothing where they cannot be listed."""
+    from huggingface_hub import HfApi
+
+    owner, _, name = repo.rpartition("/")
+    try:
+        models = HfApi().list_models(author=owner, limit=LISTED)
+        return nearest(name, [model.id.rpartition("/")[2] for model in models])
+    except Exception:  # this only helps to explain another fault
+        return ""
