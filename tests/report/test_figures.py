@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, to_hex
@@ -300,6 +302,21 @@ def test_steps_on_an_axis() -> None:
         assert len(inner) == len(steps) + 1
         assert (np.diff(inner) > 0).all()
     assert [short(step) for step in (0, 512, 1000, 143_000, 1.5e6, 2e9)] == ["0", "512", "1k", "143k", "1.5M", "2G"]
+
+
+@given(st.sets(st.integers(0, 10**9), min_size=1, max_size=30))
+@settings(max_examples=50)
+def test_any_steps_on_an_axis(chosen: set[int]) -> None:
+    steps = np.array(sorted(chosen))
+    axes = Figure().subplots()
+    axes.plot(steps, steps)
+    step_axis(axes, steps)
+    ticks = axes.get_xticks()
+    assert 1 <= len(ticks) <= 5
+    assert ((ticks >= steps[0]) & (ticks <= steps[-1])).all()
+    assert ("linear below" in axes.get_xlabel()) == (len(steps) > 1 and steps[0] == 0), "step 0 is not said on the axis"
+    inner = edges(axes, steps)
+    assert ((inner[1:-1] > steps[:-1]) & (inner[1:-1] < steps[1:])).all()
 
 
 def test_names_are_text() -> None:
