@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ma_monitor.measure.probe import Probe
 from tests.replay.loopback import LoopbackHub, serving
+from tests.replay.makers import STEPS, save_model
 
 
 @pytest.fixture
@@ -32,3 +36,23 @@ def hub(hub_server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
     yield hub_server
     close_session()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four checkpoints; not to be changed."""
+    root = tmp_path_factory.mktemp("saved")
+    for step in STEPS:
+        save_model(root / f"checkpoint-{step}", seed=step)
+    return root
+
+
+@pytest.fixture
+def checkpoints(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoints to be changed at will."""
+    return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def probe() -> Probe:
+    return Probe.from_ids(np.random.default_rng(7).integers(0, 50, size=(3, 12)))

@@ -41,3 +41,21 @@ def train(root: Path, steps: tuple[int, ...], name: str = "step{}") -> Path:
 def contents(run: Path) -> dict[str, bytes]:
     """The files of a run that must not depend on when and how it was made."""
     return {name: (run / name).read_bytes() for name in FILES}
+
+
+STEPS = (0, 10, 25, 60)
+"""Of the random checkpoints."""
+
+
+def save_model(folder: Path, seed: int, width: int = 16) -> None:
+    torch.manual_seed(seed)
+    config = GPTNeoXConfig(
+        vocab_size=50,
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
