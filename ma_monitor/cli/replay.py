@@ -117,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
     """Does it."""
     if args.until is not None and not args.follow:
         raise ConfigError("--until ends a --follow; give both, or name --revisions")
+    if args.follow and (args.force or args.keep or args.dry_run):
+        raise ConfigError("--follow goes with none of --force, --keep and --dry-run")
     if args.follow:
         with _one_bar():
             followed = _follow(args)
@@ -238,8 +240,8 @@ def _replay(source: Source, args: argparse.Namespace) -> ReplayResult | None:
     if args.device == "cuda":
         args.device = f"cuda:{worker.local}"
 
-    def share(out: Path, shard: tuple[int, int], skip: Collection[int]) -> ReplayResult:
-        return _measure(source, probe, out, args, shard=shard, skip=skip)
+    def share(out: Path, shard: tuple[int, int], beside: Collection[Path]) -> ReplayResult:
+        return _measure(source, probe, out, args, shard=shard, beside=beside)
 
     return replay_together(worker, Path(args.out), share, force=args.force)
 

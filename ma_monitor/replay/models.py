@@ -54,12 +54,9 @@ class ModelLoader:
             SourceError: If the files cannot be read as a model of the same shape as before, or lack weights of the
                 residual stream, which would be left at random values, or hold some that the model has no place for.
         """
-        blank = blank_model(folder)
-        self.dtype = self.dtype or default_dtype(blank)
-        shape = describe_model(blank)
-        if self.shape not in (None, shape):
-            raise SourceError("its model is of another shape than the one before")
-        facts = {key: value for key, value in blank.config.to_dict().items() if key not in INCIDENTAL}
+        facts = {key: value for key, value in _configuration(folder).to_dict().items() if key not in INCIDENTAL}
+        if facts != self._facts:
+            self._check_shape(blank_model(folder))
         try:
             with stored_tensors(folder) as stored:
                 if self._model is not None and facts == self._facts and stored.keys() == self._names:
@@ -67,13 +64,20 @@ class ModelLoader:
                     return self._model
                 self.release()
                 self._model = _from_pretrained(folder, self.dtype, self._device)
-                self.shape, self._facts = shape, facts
+                self._facts = facts
                 self._learn(self._model, stored)
         except SourceError:
             raise
         except Exception as error:  # each format of weights has its own errors, down to those of its Rust library
             raise SourceError(f"its weights cannot be read ({_words(error)})") from error
         return self._model
+
+    def _check_shape(self, blank: PreTrainedModel) -> None:
+        """Refuses a model of another shape than the first, which also tells the dtype."""
+        shape = describe_model(blank)
+        if self.shape not in (None, shape):
+            raise SourceError("its model is of another shape than the one before")
+        self.shape, self.dtype = shape, self.dtype or default_dtype(blank)
 
     def release(self) -> None:
         """Gives the model's memory back."""
@@ -97,7 +101,7 @@ def default_dtype(model: nn.Module) -> torch.dtype:
     return torch.float32 if sum(p.numel() for p in model.parameters()) <= LARGEST_IN_FLOAT32 else torch.bfloat16
 
 
-def _from_pretrained(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _from_pretrained(folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
     """The model of a checkpoint as transformers loads it."""
     model, info = _class_for(_configuration(folder)).from_pretrained(
         folder, dtype=dtype, device_map=device, trust_remote_code=False, weights_only=True, output_loading_info=True

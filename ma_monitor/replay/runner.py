@@ -22,7 +22,7 @@ from ma_monitor.runs.documents import remove_documents
 from ma_monitor.runs.files import lock
 from ma_monitor.runs.log import LogWriter
 from ma_monitor.runs.meta import differences
-from ma_monitor.runs.records import Plan, RunMeta
+from ma_monitor.runs.records import Plan
 from ma_monitor.runs.store import EVENTS, LOG, META, Run
 from ma_monitor.schedule import planned_rates
 from ma_monitor.sinks.base import Sink
@@ -60,7 +60,7 @@ def replay(
     dtype: torch.dtype | str | None = None,
     device: str = "cpu",
     shard: tuple[int, int] = (0, 1),
-    skip: Collection[int] = (),
+    beside: Collection[Path] = (),
     force: bool = False,
     sinks: Sequence[Sink] = (),
     progress: Progress | None = None,
@@ -79,7 +79,7 @@ def replay(
         dtype: Of weights and arithmetic, whatever a checkpoint was saved in; None for `default_dtype`.
         device: Where the forward runs.
         shard: ``(i, n)`` measures checkpoints i, i + n, i + 2n, … only.
-        skip: Steps that are held elsewhere.
+        beside: Runs of other workers: what they hold is left out.
         force: Begin the run anew, once the first checkpoint is loaded, whatever it holds.
         sinks: Where emissions go.
         progress: Told before each checkpoint and at the end.
@@ -91,7 +91,8 @@ def replay(
         StoreError: If the run in ``out`` is of another model or probe, or cannot be written.
     """
     config = replace(config or MonitorConfig(), every=1)
-    replayed = _Replay(source, probe, config, Path(out), dtype, device, shard_of(source, shard, skip), force, sinks)
+    replayed = _Replay(source, probe, config, Path(out), dtype, device, shard_of(source, shard), force, sinks)
+    replayed.leave_out(beside)
     if replayed.held and not replayed.pending:
         replayed.finish_again()
     elif replayed.pending:
@@ -102,8 +103,8 @@ def replay(
     return ReplayResult(replayed.out, tuple(replayed.measured), skipped, tuple(replayed.problems))
 
 
-def shard_of(source: Source, shard: tuple[int, int], skip: Collection[int] = ()) -> list[Checkpoint]:
-    """The checkpoints of one worker: every n-th, beginning with the i-th, without those of the steps to skip.
+def shard_of(source: Source, shard: tuple[int, int]) -> tuple[Checkpoint, ...]:
+    """The checkpoints of one worker: every n-th, beginning with the i-th.
 
     Raises:
         ConfigError: If there is no such shard.
@@ -111,7 +112,7 @@ def shard_of(source: Source, shard: tuple[int, int], skip: Collection[int] = ())
     number, count = shard
     if not 0 <= number < count:
         raise ConfigError(f"`shard` must be one of 0/n to (n - 1)/n, got {number}/{count}")
-    return [checkpoint for checkpoint in source.checkpoints[number::count] if checkpoint.step not in skip]
+    return source.checkpoints[number::count]
 
 
 class _Replay:
@@ -134,7 +135,7 @@ class _Replay:
         self.scratch = out / "incoming"
         self.known = Run.open(out) if (out / META).is_file() and not force else None
         if self.known is not None:
-            self._refuse_other(self.known.meta)
+            self._refuse_other(self.known)
         self.held = set() if self.known is None else {int(step) for step in self.known.steps}
         self.pending = [checkpoint for checkpoint in checkpoints if checkpoint.step not in self.held]
         self.force = force
@@ -211,15 +212,23 @@ class _Replay:
         with own_scratch(self.scratch, self.out), self.source.open_record(self.scratch) as folder:
             blank = blank_model(folder)
         dtype = self.loader.dtype or default_dtype(blank)
-        self._refuse_other(self.known.meta, model=describe_model(blank), precision=str(dtype).removeprefix("torch."))
+        self._refuse_other(self.known, model=describe_model(blank), precision=str(dtype).removeprefix("torch."))
         with closing(Observer(Run.open(self.out, writable=True), self.config)) as observer:
             observer.finish()
 
-    def _refuse_other(self, held: RunMeta, **known: Any) -> None:
+    def leave_out(self, beside: Collection[Path]) -> None:
+        """Leaves to other workers what they have measured."""
+        runs = [Run.open(path) for path in beside]
+        for run in runs:
+            self._refuse_other(run)
+        held = {int(step) for run in runs for step in run.steps}
+        self.pending = [checkpoint for checkpoint in self.pending if checkpoint.step not in held]
+
+    def _refuse_other(self, run: Run, **known: Any) -> None:
         """Refuses a run that was measured in another way than this replay measures, as far as that is known."""
-        wanted = replace(held, probe=self.probe.info, k=self.config.k, ratio=self.config.ratio, **known)
-        if reasons := differences(held, wanted):
-            raise StoreError(f"{self.out}: holds another run: {'; '.join(reasons)}; use another run directory")
+        wanted = replace(run.meta, probe=self.probe.info, k=self.config.k, ratio=self.config.ratio, **known)
+        if reasons := differences(run.meta, wanted):
+            raise StoreError(f"{run.path}: holds another run: {'; '.join(reasons)}; use another run directory")
 
     def _open(self, model: torch.nn.Module) -> Monitor:
         """Begins the run with the first plan that the training recorded, or goes on with the one in force."""

@@ -22,8 +22,8 @@ SHARDS = "shards"
 PATIENCE = timedelta(days=7)
 """The others may take much longer than the first. One that has died is known at once, by its closed connection."""
 
-Measure = Callable[[Path, tuple[int, int], Collection[int]], ReplayResult]
-"""Replays one shard into a run of its own, without the steps that are held elsewhere."""
+Measure = Callable[[Path, tuple[int, int], Collection[Path]], ReplayResult]
+"""Replays one shard into a run of its own, without what is held by the runs beside it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def replay_together(worker: Worker, out: Path, measure: Measure, *, force: bool 
         What all processes did, in the first; None in the others.
 
     Raises:
+        SourceError: If not one checkpoint can be measured.
         StoreError: If the shares cannot be joined with each other or with the run in ``out``.
     """
     shards = out / SHARDS
@@ -79,7 +80,8 @@ def replay_together(worker: Worker, out: Path, measure: Measure, *, force: bool 
             dist.barrier()
         mine = shards / f"{worker.rank}-of-{worker.count}"
         try:
-            result = measure(mine, (worker.rank, worker.count), _held((out, *_runs(shards)), but=mine))
+            beside = [run for run in (out, *_runs(shards)) if run != mine and (run / META).is_file()]
+            result = measure(mine, (worker.rank, worker.count), beside)
         except SourceError as error:
             result = ReplayResult(mine, (), (), (str(error),))
         if worker.rank:
@@ -90,6 +92,8 @@ def replay_together(worker: Worker, out: Path, measure: Measure, *, force: bool 
     measured = sorted({step for told in (result, *results) for step in told.measured})
     skipped = tuple(step for step in joined if step not in measured)
     problems = dict.fromkeys(problem for told in (result, *results) for problem in told.problems)
+    if not joined:
+        raise SourceError(f"no checkpoint could be measured: {'; '.join([*problems][:3])}")
     late = [f"worker {rank} ended early; run the same command again for what it left" for rank in dead]
     return ReplayResult(out, tuple(measured), skipped, (*problems, *late))
 
@@ -109,10 +113,6 @@ def _join(shards: Path, out: Path, *, whole: bool) -> tuple[int, ...]:
 
 def _runs(shards: Path) -> list[Path]:
     return sorted(meta.parent for meta in shards.glob(f"*/{META}"))
-
-
-def _held(runs: Collection[Path], *, but: Path) -> set[int]:
-    return {int(step) for run in runs if run != but and (run / META).is_file() for step in Run.open(run).steps}
 
 
 @contextmanager

@@ -178,6 +178,8 @@ def test_the_command_wants_a_folder_and_until_wants_follow(
     assert "--follow needs a folder that exists, got 'lab/tiny'" in capsys.readouterr().err
     assert main(["replay", str(root), "--until", "5", "--out", str(tmp_path / "run")]) == 2
     assert "--until ends a --follow" in capsys.readouterr().err
+    assert main(["replay", str(root), "--follow", "--force", "--out", str(tmp_path / "run")]) == 2
+    assert "--follow goes with none of --force" in capsys.readouterr().err
 
 
 @pytest.mark.slow

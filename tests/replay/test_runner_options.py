@@ -65,9 +65,14 @@ def test_a_shard_that_is_none_is_refused(saved: Path, tmp_path: Path, shard: tup
         replay(folder_source(saved), PROBE, None, tmp_path / "run", shard=shard)
 
 
-def test_steps_that_are_held_elsewhere_are_left_alone(saved: Path, tmp_path: Path) -> None:
-    result = replay(folder_source(saved), PROBE, None, tmp_path / "run", skip={2, 9, 100})
-    assert result.measured == (0, 5, 14)
+def test_what_other_workers_hold_is_left_to_them(saved: Path, tmp_path: Path) -> None:
+    source = folder_source(saved)
+    others = [replay(source, PROBE, None, tmp_path / str(i), shard=(i, 4)).run for i in (1, 2)]
+    assert replay(source, PROBE, None, tmp_path / "run", beside=others).measured == (0, 9, 14)
+    nothing_left = replay(source, PROBE, None, tmp_path / "another", shard=(2, 4), beside=others)
+    assert (nothing_left.measured, nothing_left.problems) == ((), ())
+    with pytest.raises(StoreError, match="1: holds another run: probe hash was"):
+        replay(source, Probe.from_ids(IDS[:1]), None, tmp_path / "third", beside=others)
 
 
 def test_force_begins_anew_and_touches_nothing_else(saved: Path, whole: Path, tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ ONE_OF_TWO = (
     "worker = together.launched(os.environ)\n"
     "def stop(done, total, name):\n"
     "    if worker.rank == int(die) and done == 1: os.kill(os.getpid(), 9)\n"
-    "def share(out, shard, skip):\n"
-    "    return runner.replay(source, probe, None, out, shard=shard, skip=skip, progress=stop)\n"
+    "def share(out, shard, beside):\n"
+    "    return runner.replay(source, probe, None, out, shard=shard, beside=beside, progress=stop)\n"
     "result = together.replay_together(worker, pathlib.Path(out), share, force=force == 'yes')\n"
     "print(None if result is None else (result.measured, result.skipped, result.problems))\n"
 )
