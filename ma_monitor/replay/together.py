@@ -76,7 +76,7 @@ def replay_together(worker: Worker, out: Path, measure: Measure, *, force: bool 
         if force:
             if worker.rank == 0:
                 forget(out)
-                shutil.rmtree(shards, ignore_errors=True)
+                _remove(shards)
             dist.barrier()
         mine = shards / f"{worker.rank}-of-{worker.count}"
         try:
@@ -105,10 +105,19 @@ def _join(shards: Path, out: Path, *, whole: bool) -> tuple[int, ...]:
         with closing(Observer(Run.open(out, writable=True))) as observer:
             observer.finish()
     if whole:
-        shutil.rmtree(shards, ignore_errors=True)
+        _remove(shards)
     if not (out / META).is_file():
         return ()
     return tuple(int(step) for step in Run.open(out).steps)
+
+
+def _remove(shards: Path) -> None:
+    """Removes all shares, or none of them if killed on the way."""
+    gone = shards.with_name(f".{SHARDS}")
+    shutil.rmtree(gone, ignore_errors=True)
+    if shards.exists():
+        shards.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _runs(shards: Path) -> list[Path]:
