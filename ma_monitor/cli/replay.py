@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,9 +119,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--until ends a --follow; give both, or name --revisions")
     if args.follow and (args.force or args.keep or args.dry_run):
         raise ConfigError("--follow goes with none of --force, --keep and --dry-run")
+    probe_of = _probe_of(args)
     if args.follow:
         with _one_bar():
-            followed = _follow(args)
+            followed = _follow(probe_of, args)
         return _tell(followed, Path(args.source).name, args)
     from ma_monitor.replay.sources import open_source
 
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _tell_plan(source, args)
     with _one_bar():
-        result = _replay(source, args)
+        result = _replay(source, probe_of, args)
     return 0 if result is None else _tell(result, source.name, args)
 
 
@@ -218,23 +219,29 @@ def _one_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _probe(source: Source, args: argparse.Namespace) -> Probe:
-    """The probe that the user means."""
-    from ma_monitor.replay.probes import paper_probe, text_probe
-
+def _probe_of(args: argparse.Namespace) -> Callable[[Source], Probe]:
+    """What makes the probe that the user means for a source; files are read at once, before any network is asked."""
     if args.probe_ids is not None:
-        return probe_of_ids(args.probe_ids)
-    if args.probe_text is not None:
-        return text_probe(source, read_texts(args.probe_text), Path(args.probe_text).name)
-    return paper_probe(source) if args.probe == "paper" else text_probe(source)
+        given = probe_of_ids(args.probe_ids)
+        return lambda source: given
+    texts = None if args.probe_text is None else read_texts(args.probe_text)
+
+    def make(source: Source) -> Probe:
+        from ma_monitor.replay.probes import paper_probe, text_probe
+
+        if texts is not None:
+            return text_probe(source, texts, Path(args.probe_text).name)
+        return paper_probe(source) if args.probe == "paper" else text_probe(source)
+
+    return make
 
 
-def _replay(source: Source, args: argparse.Namespace) -> ReplayResult | None:
+def _replay(source: Source, probe_of: Callable[[Source], Probe], args: argparse.Namespace) -> ReplayResult | None:
     """Replays, alone or with the other processes of a launcher."""
     from ma_monitor.replay.together import launched, replay_together
 
     worker = None if args.shard else launched(os.environ)
-    probe = _probe(source, args)
+    probe = probe_of(source)
     if worker is None:
         return _measure(source, probe, Path(args.out), args, shard=args.shard or (0, 1), force=args.force)
     if args.device == "cuda":
@@ -246,7 +253,7 @@ def _replay(source: Source, args: argparse.Namespace) -> ReplayResult | None:
     return replay_together(worker, Path(args.out), share, force=args.force)
 
 
-def _follow(args: argparse.Namespace) -> ReplayResult:
+def _follow(probe_of: Callable[[Source], Probe], args: argparse.Namespace) -> ReplayResult:
     """Replays what a training leaves, until it ends or this process is told to."""
     from ma_monitor.replay.follow import follow
 
@@ -256,7 +263,7 @@ def _follow(args: argparse.Namespace) -> ReplayResult:
 
     def measure(source: Source) -> ReplayResult:
         if not probes:
-            probes.append(_probe(source, args))
+            probes.append(probe_of(source))
         return _measure(source, probes[0], Path(args.out), args)
 
     def stop(*_: object) -> None:
