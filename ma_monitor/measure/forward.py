@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 import sys
@@ -84,7 +85,8 @@ def _forwards(
         raise faults[0]
     _check_seen(min(every, key=len), layers)
     device = collected[0][0].device
-    packed = torch.stack([torch.cat(row).to(device) for row in collected]).cpu()
+    rows = [row[0] if len(row) == 1 else torch.cat(row) for row in collected]
+    packed = torch.stack([row.to(device) for row in rows]).cpu()
     return torch.split(packed, [len(batch) for batch in batches], dim=1), widths[0]
 
 
@@ -126,7 +128,7 @@ def precision_of(model: nn.Module) -> str:
         except Exception as error:
             raise ModelError(
                 f"a model must run on token ids alone to be measured; {type(_innermost(model)).__name__} takes "
-                f"{', '.join(_parameters_of_forward(model)[:3])}, … and stopped at two tokens with "
+                f"{', '.join(_parameters_of_forward(type(_innermost(model)))[:3])}, … and stopped at two tokens with "
                 f"{type(error).__name__}: {error}"
             ) from error
     _check_seen(seen, layers)
@@ -169,8 +171,9 @@ def _check_seen(seen: set[int], layers: nn.ModuleList) -> None:
 def undisturbed_forward(model: nn.Module, ids: Tensor) -> None:
     """One evaluation forward of ``ids [b, S]`` that leaves model, random states and compiled code as they were."""
     device = _input_device(model)
+    ids = ids.to(device)
     with resharded(model), random_states_kept(device), _evaluation_mode(model), _nothing_compiled(), torch.no_grad():
-        model(ids.to(device), **_forward_arguments(model, ids.to(device)))
+        model(ids, **_forward_arguments(model, ids))
 
 
 def _hidden(value: Any, row: int) -> Tensor:
@@ -233,7 +236,7 @@ def _forward_arguments(model: nn.Module, ids: Tensor) -> dict[str, Any]:
     arguments: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
     if getattr(getattr(_innermost(model), "config", None), "is_encoder_decoder", False):
         arguments["decoder_input_ids"] = ids
-    accepted = _parameters_of_forward(model)
+    accepted = _parameters_of_forward(type(_innermost(model)))
     return {name: value for name, value in arguments.items() if name in accepted}
 
 
@@ -243,9 +246,10 @@ def _innermost(model: nn.Module) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-def _parameters_of_forward(model: nn.Module) -> list[str]:
+@functools.lru_cache(maxsize=8)
+def _parameters_of_forward(kind: type) -> list[str]:
     """Read from the class, because mixed precision hides the signature behind a wrapper on the instance."""
-    return list(inspect.signature(type(_innermost(model)).forward).parameters)[1:]
+    return list(inspect.signature(kind.forward).parameters)[1:]
 
 
 @contextmanager
@@ -268,14 +272,18 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
     Only flags are set: ``eval()`` may do more (some LoRA layers merge their weights in it), which a flag cannot undo.
     """
-    flags = [(module, module.training) for module in model.modules()]
+    in_training = [module for module in model.modules() if module.training]
     try:
-        for module, _ in flags:
-            module.training = False
+        _set_training(in_training, False)
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        _set_training(in_training, True)
+
+
+def _set_training(modules: Sequence[nn.Module], training: bool) -> None:
+    """Past ``nn.Module.__setattr__``, whose questions about parameters take longer than a block's launches."""
+    for module in modules:
+        object.__setattr__(module, "training", training)
 
 
 @contextmanager

@@ -5,13 +5,12 @@ lies above infinity. The median is chosen, not computed:
 
 1. ``_bracket`` draws a sample of a sequence and takes two of its order statistics, ``lo`` and ``hi``, around the
    middle one. They lie so far apart that the median of the whole falls between them but for one case in 10⁴.
-2. ``_count`` reads everything once: how many entries are at most ``lo``, and a histogram of the few strictly between
-   ``lo`` and ``hi``. The same read gives the largest magnitude of every chunk, and the number of NaN and of infinite
-   entries.
+2. ``_count`` reads everything once: how many entries are below ``lo``, up to ``lo`` and up to ``hi``, and a histogram
+   of the few strictly between. Ties cost nothing: a value so common that it matters is itself ``lo`` or ``hi``. The
+   same read gives the largest magnitude of every chunk, and the number of NaN and of infinite entries.
 3. ``_finish`` finds the median's bin. In half precision a bin is one value, and that is it; in single precision
-   ``_narrow`` makes that bin the bracket of a second ``_count``. Where the median is ``lo`` or ``hi`` itself (many
-   equal values) ``_finish`` reads the sequence once more, and where the bracket missed it bisects: slow and as exact.
-   Meanwhile a second program takes the k largest out of the chunks that hold them.
+   ``_narrow`` makes that bin the bracket of a second ``_count``. Where the bracket missed, ``_finish`` bisects the
+   whole sequence: slow and as exact. Meanwhile a second program takes the k largest out of the chunks that hold them.
 
 No copy of the activations is made, and nothing waits for the host.
 """
@@ -20,6 +19,7 @@ No copy of the activations is made, and nothing waits for the host.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -45,23 +45,25 @@ _THREADS = tl.constexpr(128)
 """Threads of such a program."""
 _WIDE_BLOCK = tl.constexpr(16384)
 """Entries that a program reads at once when it reads a whole sequence."""
-_UNRESOLVED = 12
-"""Last bits of single precision that the bracket leaves open: 2⁻¹¹ relative, finer than the bracket is wide."""
 
-_FIELDS = tl.constexpr(8)
+_FIELDS = tl.constexpr(16)
 """What is kept of a sequence between the kernels, as int32; the names below are places in it."""
 _LO = tl.constexpr(0)
 _HI = tl.constexpr(1)
-_UP_TO_LO = tl.constexpr(2)
-_NAN = tl.constexpr(3)
-_INF = tl.constexpr(4)
-_RANK = tl.constexpr(5)
-_STATE = tl.constexpr(6)
+_BELOW = tl.constexpr(2)
+_UP_TO_LO = tl.constexpr(3)
+_UP_TO_HI = tl.constexpr(4)
+_NAN = tl.constexpr(5)
+_INF = tl.constexpr(6)
+_RANK = tl.constexpr(7)
+_STATE = tl.constexpr(8)
 
 _OPEN = tl.constexpr(0)
 _FOUND = tl.constexpr(1)
 _MISSED = tl.constexpr(2)
 
+_ROOM = _FIELDS.value + _SLOTS.value
+_COUNT_WARPS = _THREADS.value // 32
 _SEQUENCES = 12
 """Sequences of one launch: their counters take 3.1 MB."""
 
@@ -116,7 +118,7 @@ def _clear(counts, used):
 
 
 @triton.jit(do_not_specialize=["x", "work", "length"])
-def _bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr, OPEN_BITS: tl.constexpr):
+def _bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr):
     sequence = tl.program_id(0).to(tl.int64)
     fields = work + sequence * _FIELDS
     counts = work + tl.num_programs(0) * _FIELDS + sequence * _SLOTS
@@ -134,13 +136,13 @@ def _bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr, OPEN_BITS: 
 
     lo = 0
     hi = 0
-    for i in range(BITS - OPEN_BITS):
+    for i in range(BITS):
         bit = 1 << (BITS - 1 - i)
         fewer = tl.sum((bits < lo + bit).to(tl.int32) + ((bits < hi + bit).to(tl.int32) << 16))
         lo = tl.where((fewer & 0xFFFF) <= rank - margin, lo + bit, lo)
         hi = tl.where((fewer >> 16) <= rank + margin, hi + bit, hi)
     lo = tl.where(rank < margin, 0, lo)
-    hi = tl.where(rank + margin >= known, INF, tl.minimum(hi + (1 << OPEN_BITS) - 1, INF))
+    hi = tl.where(rank + margin >= known, INF, hi)
 
     field = tl.arange(0, _FIELDS)
     tl.store(fields + field, tl.where(field == _LO, lo, tl.where(field == _HI, hi, 0)))
@@ -170,7 +172,7 @@ def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):
         left = (length - chunk * _CHUNK) // per_word
         lane = tl.arange(0, _BLOCK)
         copy = (lane + chunk * 32) & (copies - 1)
-        up_to_lo = tl.zeros([_THREADS], tl.int32)
+        tally = tl.zeros([_THREADS], tl.int32)
         highest = tl.zeros([_THREADS], tl.int32)
         for start in range(0, _CHUNK // per_word, _BLOCK):
             if left >= _CHUNK // per_word:
@@ -179,17 +181,20 @@ def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):
                 word = tl.load(words + start + lane, mask=start + lane < left, other=-1)
             first = word & (0x7FFF if half else 0x7FFFFFFF)
             _histogram(counts, first - lo - 1, values, shift, copies, copy, one)
-            if FIRST:
-                up_to_lo += _sum_in_thread((first <= lo).to(tl.int32))
-                highest = tl.maximum(highest, _max_in_thread(first))
+            marks = _marks(first, lo, hi)
+            larger = first
             if half:
                 second = (word >> 16) & 0x7FFF
                 _histogram(counts, second - lo - 1, values, shift, copies, copy, one)
-                if FIRST:
-                    up_to_lo += _sum_in_thread((second <= lo).to(tl.int32))
-                    highest = tl.maximum(highest, _max_in_thread(second))
+                marks += _marks(second, lo, hi)
+                larger = tl.maximum(first, second)
+            if FIRST:
+                tally += tl.sum(tl.reshape(marks, [_BLOCK // _THREADS, _THREADS]), axis=0)
+                highest = tl.maximum(highest, tl.max(tl.reshape(larger, [_BLOCK // _THREADS, _THREADS]), axis=0))
         if FIRST:
-            tl.atomic_add(fields + _UP_TO_LO, tl.sum(up_to_lo), sem="relaxed")
+            tl.atomic_add(fields + _BELOW, tl.sum(tally & 1023), sem="relaxed")
+            tl.atomic_add(fields + _UP_TO_LO, tl.sum((tally >> 10) & 1023), sem="relaxed")
+            tl.atomic_add(fields + _UP_TO_HI, tl.sum(tally >> 20), sem="relaxed")
             top = tl.max(highest)
             if top >= INF:
                 top = _count_not_finite(x, fields, chunk, length, INF)
@@ -203,13 +208,9 @@ def _histogram(counts, above, values, shift, copies, copy, one):
 
 
 @triton.jit
-def _sum_in_thread(values):
-    return tl.sum(tl.reshape(values, [_BLOCK // _THREADS, _THREADS]), axis=0)
-
-
-@triton.jit
-def _max_in_thread(values):
-    return tl.max(tl.reshape(values, [_BLOCK // _THREADS, _THREADS]), axis=0)
+def _marks(bits, lo, hi):
+    """Three counts in one word, ten bits each: a thread reads 64 entries."""
+    return (bits < lo).to(tl.int32) + ((bits <= lo).to(tl.int32) << 10) + ((bits <= hi).to(tl.int32) << 20)
 
 
 @triton.jit
@@ -235,10 +236,14 @@ def _locate(fields, counts, length, FIRST: tl.constexpr):
     """Where the median lies after a count: state, its bits where found, else the bin's lo and hi and the rank in it."""
     lo = tl.load(fields + _LO)
     hi = tl.load(fields + _HI)
+    rank = tl.load(fields + _RANK)  # among those strictly between lo and hi
+    below = 0
+    above = 0
     if FIRST:
-        rank = (length - tl.load(fields + _NAN) - 1) // 2 - tl.load(fields + _UP_TO_LO)
-    else:
-        rank = tl.load(fields + _RANK)
+        up_to_lo = tl.load(fields + _UP_TO_LO)
+        rank = (length - tl.load(fields + _NAN) - 1) // 2 - up_to_lo
+        below = tl.load(fields + _BELOW) - up_to_lo
+        above = tl.load(fields + _UP_TO_HI) - up_to_lo
     shift, copies, used = _layout(lo, hi)
     index = tl.arange(0, _SCAN)
     passed = 0
@@ -251,26 +256,28 @@ def _locate(fields, counts, length, FIRST: tl.constexpr):
             bin = (start + tl.sum((tl.cumsum(count) + passed <= rank).to(tl.int32))) // copies
             before = passed + tl.sum(tl.where(start + index < bin * copies, count, 0))
         passed += total
+    is_lo = (rank >= below) & (rank < 0)
+    is_hi = (rank >= passed) & (rank < above)
     between = (rank >= 0) & (rank < passed)
-    state = tl.where(between, tl.where(shift == 0, _FOUND, _OPEN), _MISSED)
+    state = tl.where(between & (shift > 0), _OPEN, tl.where(between | is_lo | is_hi, _FOUND, _MISSED))
+    median = tl.where(is_lo, lo, tl.where(is_hi, hi, lo + 1 + bin))
     lower = lo + (bin << shift)
-    return state, lo + 1 + bin, lower, tl.minimum(hi, lower + (1 << shift) + 1), rank - before
+    return state, median, lower, tl.minimum(hi, lower + (1 << shift) + 1), rank - before
 
 
 @triton.jit(do_not_specialize=["work", "length"])
 def _narrow(work, length):
-    """Makes the median's bin the bracket of the next count."""
+    """Makes the median's bin the bracket of the next count, or keeps the median in the place of its lower end."""
     sequence = tl.program_id(0).to(tl.int64)
     fields = work + sequence * _FIELDS
     counts = work + tl.num_programs(0) * _FIELDS + sequence * _SLOTS
     state, median, lo, hi, rank = _locate(fields, counts, length, True)
     tl.debug_barrier()  # every thread has read before one writes
-    state = tl.where(state == _MISSED, _MISSED, _OPEN)
     tl.store(fields + _STATE, state)
+    tl.store(fields + _LO, tl.where(state == _FOUND, median, lo))
+    tl.store(fields + _HI, hi)
+    tl.store(fields + _RANK, rank)
     if state == _OPEN:
-        tl.store(fields + _LO, lo)
-        tl.store(fields + _HI, hi)
-        tl.store(fields + _RANK, rank)
         shift, copies, used = _layout(lo, hi)
         _clear(counts, used)
 
@@ -285,23 +292,11 @@ def _number_at_most(x, length, bits):
 
 
 @triton.jit
-def _searched(x, fields, length, state, lo, hi, INF: tl.constexpr):
-    """The median's bits by reading the whole sequence a few times.
-
-    Where the state is open it lies strictly between lo and hi; else it is lo, hi (many equal values), or outside.
-    """
+def _searched(x, fields, length, INF: tl.constexpr):
+    """The median's bits by bisection, reading the whole sequence each time."""
     rank = (length - tl.load(fields + _NAN) - 1) // 2
-    low = lo + 1
-    high = hi - 1
-    if state == _MISSED:
-        if rank < tl.load(fields + _UP_TO_LO):
-            below = _number_at_most(x, length, lo - 1) > rank
-            low = tl.where(below, 0, lo)
-            high = tl.where(below, lo - 1, lo)
-        else:
-            above = _number_at_most(x, length, hi) <= rank
-            low = tl.where(above, hi + 1, hi)
-            high = tl.where(above, INF, hi)
+    low = 0
+    high = INF
     while low < high:
         middle = low + (high - low) // 2
         enough = _number_at_most(x, length, middle) > rank
@@ -314,13 +309,11 @@ def _searched(x, fields, length, state, lo, hi, INF: tl.constexpr):
 def _write_median(x, fields, counts, out, length, k, INF: tl.constexpr, FIRST: tl.constexpr):
     nan = tl.load(fields + _NAN)
     state = tl.load(fields + _STATE)
-    median = 0
-    lo = tl.load(fields + _LO)
-    hi = tl.load(fields + _HI)
+    median = tl.load(fields + _LO)
     if state == _OPEN:
         state, median, lo, hi, rank = _locate(fields, counts, length, FIRST)
     if (state != _FOUND) & (nan < length):
-        median = _searched(x, fields, length, state, lo, hi, INF)
+        median = _searched(x, fields, length, INF)
     tl.store(out + 2 * k, tl.where(nan == length, 0x7FC00000, _as_single(median, x)).to(tl.int64))
     tl.store(out + 2 * k + 1, nan.to(tl.int64))
     tl.store(out + 2 * k + 2, tl.load(fields + _INF).to(tl.int64))
@@ -397,27 +390,35 @@ def supports(hidden: Tensor) -> bool:
 
 def packed_statistics(hidden: Tensor, k: int) -> Tensor:
     """The statistics of ``hidden [n, S, d]`` as ``statistics.Statistics`` packs them, ``[n, 2k + 3]`` int64."""
-    packed = torch.empty(len(hidden), 2 * k + 3, dtype=torch.int64, device=hidden.device)
+    n = len(hidden)
+    packed = torch.empty(n, 2 * k + 3, dtype=torch.int64, device=hidden.device)
     with torch.cuda.device_of(hidden):
-        for some, out in zip(hidden.split(_SEQUENCES), packed.split(_SEQUENCES), strict=True):
-            _launch_all(some, out, k)
+        for start in range(0, n, _SEQUENCES):
+            whole = n <= _SEQUENCES
+            some = hidden if whole else hidden[start : start + _SEQUENCES]
+            _launch_all(some, packed if whole else packed[start : start + _SEQUENCES], k)
     return packed
 
 
 def _launch_all(hidden: Tensor, out: Tensor, k: int) -> None:
-    n, length = len(hidden), hidden[0].numel()
-    chunks = triton.cdiv(length, _CHUNK.value)
+    n, tokens, width = hidden.shape
+    length = tokens * width
     single = hidden.dtype == torch.float32
-    inf = _INFINITY[hidden.dtype]
-    bits, open_bits = (31, _UNRESOLVED) if single else (15, 0)
-    work = torch.empty(n * (_FIELDS.value + _SLOTS.value + chunks), dtype=torch.int32, device=hidden.device)
-    _launch(_bracket, (n, 1, 1), 16, (hidden, work, length), (inf, bits, open_bits))
-    _launch(_count, (n, chunks, 1), _THREADS.value // 32, (hidden, work, length), (inf, True))
+    inf, bits, chunks, power = _plan(length, hidden.dtype)
+    work = torch.empty(n * (_ROOM + chunks), dtype=torch.int32, device=hidden.device)
+    _launch(_bracket, (n, 1, 1), 16, (hidden, work, length), (inf, bits))
+    _launch(_count, (n, chunks, 1), _COUNT_WARPS, (hidden, work, length), (inf, True))
     if single:
         _launch(_narrow, (n, 1, 1), 16, (work, length), ())
-        _launch(_count, (n, chunks, 1), _THREADS.value // 32, (hidden, work, length), (inf, False))
-    constants = (inf, not single, triton.next_power_of_2(chunks))
-    _launch(_finish, (2, n, 1), 16, (hidden, work, out, length, k, chunks), constants)
+        _launch(_count, (n, chunks, 1), _COUNT_WARPS, (hidden, work, length), (inf, False))
+    _launch(_finish, (2, n, 1), 16, (hidden, work, out, length, k, chunks), (inf, not single, power))
+
+
+@functools.lru_cache
+def _plan(length: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """Infinity's bits, bits of a magnitude, chunks of a sequence, and those as a power of two."""
+    chunks = triton.cdiv(length, _CHUNK.value)
+    return _INFINITY[dtype], 31 if dtype == torch.float32 else 15, chunks, triton.next_power_of_2(chunks)
 
 
 _COMPILED: dict[tuple[Any, ...], Any] = {}
@@ -429,7 +430,7 @@ def _launch(kernel: Any, grid: tuple[int, int, int], warps: int, args: tuple[Any
     Triton's own way looks at every argument and at every global at each launch, which takes the host longer than many a
     block's forward. Nothing here is specialised on an argument's value, so the constants and the type decide.
     """
-    key = (kernel, args[0].dtype, args[0].device, constants)
+    key = (kernel.__name__, args[0].dtype, args[0].device, constants)
     compiled = _COMPILED.get(key)
     if compiled is None:
         _COMPILED[key] = kernel[grid](*args, *constants, num_warps=warps, enable_fp_fusion=False)

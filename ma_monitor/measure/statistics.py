@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from ma_monitor.errors import ModelError
 
 Backend = Literal["triton", "torch"]
+_Array = np.ndarray[Any, Any]
 
 _LOGGER = logging.getLogger("ma_monitor")
 _LEFT_OUT = -1.0
@@ -127,20 +128,18 @@ def _has_triton() -> bool:
 
 def _of_sequence(sequence: Tensor, k: int) -> tuple[Tensor, ...]:
     """``top [k]``, ``index [k]``, ``median``, ``nan`` and ``inf`` of one sequence ``[S, d]``."""
-    per_token, nan = [], torch.zeros((), dtype=torch.long, device=sequence.device)
+    per_token, nan, inf = [], 0, 0
     for magnitude in _pieces(sequence):
         largest = magnitude.amax(dim=1)
-        if largest.isnan().any():
+        if not largest.isfinite().all():  # NaN spreads in a maximum
             missing = magnitude.isnan()
-            nan += missing.sum()
+            nan += int(missing.sum())
+            inf += int(magnitude.isinf().sum())
             largest = magnitude.masked_fill_(missing, _LEFT_OUT).amax(dim=1)
-        per_token.append(largest)
-    highest = torch.cat(per_token)
-    top, index = _largest(sequence, highest, k)
-    inf = torch.zeros_like(nan)
-    if top[0].isinf():
-        inf += sum(magnitude.eq(torch.inf).sum() for magnitude in _pieces(sequence))
-    return top, index, _median(sequence, sequence.numel() - int(nan)), nan, inf
+        per_token.append(largest.cpu())
+    top, index = _largest(sequence, torch.cat(per_token).numpy(), k)
+    median = _median(sequence, sequence.numel() - nan)
+    return tuple(torch.tensor(value, device=sequence.device) for value in (top, index, np.float32(median), nan, inf))
 
 
 def _pieces(sequence: Tensor) -> Iterator[Tensor]:
@@ -156,68 +155,58 @@ def _pieces(sequence: Tensor) -> Iterator[Tensor]:
         yield torch.abs(piece.float(), out=buffer[: len(piece)])
 
 
-def _largest(sequence: Tensor, highest: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _largest(sequence: Tensor, highest: _Array, k: int) -> tuple[_Array, _Array]:
     """The k largest of ``[S, d]`` and their flat indices, given each token's largest magnitude, which is used up.
 
-    Touches one token a rank. ``max`` promises the first of several equal entries (``topk`` promises nothing), so the
+    Touches one token a rank. ``argmax`` promises the first of several equal entries (``topk`` promises nothing), so the
     first token and its first channel is the lowest flat index.
     """
     width = sequence.shape[1]
     taken: dict[int, list[int]] = {}
-    top = torch.full((k,), torch.nan, device=sequence.device)
-    index = torch.full((k,), -1, device=sequence.device)
+    top, index = np.full(k, np.nan, np.float32), np.full(k, -1)
     for rank in range(min(k, sequence.numel())):
-        value, token = highest.max(dim=0)
-        if value < 0:
+        row = int(highest.argmax())
+        if highest[row] < 0:
             break
-        row = int(token)
-        magnitude = sequence[row].float().abs().nan_to_num_(nan=_LEFT_OUT, posinf=torch.inf)
+        values = sequence[row].float().cpu().numpy()
+        magnitude = np.where(np.isnan(values), _LEFT_OUT, np.abs(values))
         magnitude[taken.setdefault(row, [])] = _LEFT_OUT
         channel = int(magnitude.argmax())
         taken[row].append(channel)
-        top[rank], index[rank] = sequence[row, channel], row * width + channel
+        top[rank], index[rank] = values[channel], row * width + channel
         magnitude[channel] = _LEFT_OUT
         highest[row] = magnitude.max()
     return top, index
 
 
-def _median(sequence: Tensor, known: int) -> Tensor:
+def _median(sequence: Tensor, known: int) -> float:
     """Lower median of the magnitudes of ``[S, d]``, of which ``known`` are not NaN."""
     if known == 0:
-        return torch.full((), torch.nan, device=sequence.device)
+        return math.nan
     rank = (known - 1) // 2
     margin = _MARGIN
     while True:
         lo, hi = _bracket(sequence, margin)
-        up_to_lo, between = 0, []
-        for magnitude in _pieces(sequence):
-            between.append(_between(magnitude, lo, hi))
-            up_to_lo += _number_at_most(magnitude, lo)
-        inside = torch.cat(between)
-        if up_to_lo <= rank < up_to_lo + len(inside):
-            return inside.kthvalue(rank - up_to_lo + 1).values
+        counts = [_counted(magnitude, lo, hi) for magnitude in _pieces(sequence)]
+        up_to_lo = sum(count for count, _ in counts)
+        between = np.concatenate([inside for _, inside in counts])
+        if up_to_lo <= rank < up_to_lo + len(between):
+            return float(np.partition(between, rank - up_to_lo)[rank - up_to_lo])
         # Many equal values, or the sample misled; in the end the bracket holds everything.
         if up_to_lo - sum(int(m.eq(lo).sum()) for m in _pieces(sequence)) <= rank < up_to_lo:
-            return sequence.new_tensor(lo, dtype=torch.float32)
-        if up_to_lo <= rank < sum(_number_at_most(m, hi) for m in _pieces(sequence)):
-            return sequence.new_tensor(hi, dtype=torch.float32)
+            return lo
+        if up_to_lo <= rank < sum(int(m.le(hi).sum()) for m in _pieces(sequence)):
+            return hi
         margin *= 4
 
 
-def _number_at_most(magnitude: Tensor, value: float) -> int:
-    """How many entries of a piece are at most ``value``; the piece is used up.
-
-    As a sum of ones and zeros in float32, several times faster than in bool, and exact below 2²⁴.
-    """
-    return int(torch.le(magnitude, value, out=magnitude).sum())
-
-
-def _between(magnitude: Tensor, lo: float, hi: float) -> Tensor:
-    """The entries of a piece strictly between two values."""
-    if magnitude.is_cpu:  # where numpy compares and selects several times faster
-        values = magnitude.numpy().ravel()
-        return torch.from_numpy(np.compress((values > lo) & (values < hi), values))
-    return magnitude[(magnitude > lo) & (magnitude < hi)]
+def _counted(magnitude: Tensor, lo: float, hi: float) -> tuple[int, _Array]:
+    """How many entries of a piece are at most ``lo``, and those strictly between ``lo`` and ``hi``, on the host."""
+    if not magnitude.is_cpu:
+        return int(magnitude.le(lo).sum()), magnitude[(magnitude > lo) & (magnitude < hi)].cpu().numpy()
+    values = magnitude.numpy().ravel()  # numpy compares and selects several times faster here
+    at_most_lo = values <= lo
+    return int(np.count_nonzero(at_most_lo)), np.compress((values < hi) > at_most_lo, values)
 
 
 def _bracket(sequence: Tensor, margin: float) -> tuple[float, float]:

@@ -54,6 +54,7 @@ def test_the_largest_pythia_against_a_sort(dtype: torch.dtype) -> None:
     assert torch.equal(hidden.flatten(1).gather(1, got.index).float(), got.top)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the mode is a prototype, it says
 def test_nothing_waits_for_the_device() -> None:
     hidden = torch.randn(10, 512, 768, device="cuda")
     activation_statistics(hidden, 3)  # compiles
