@@ -126,9 +126,10 @@ def precision_of(model: nn.Module) -> str:
         except ModelError:
             raise
         except Exception as error:
+            kind: Any = type(_innermost(model))
             raise ModelError(
-                f"a model must run on token ids alone to be measured; {type(_innermost(model)).__name__} takes "
-                f"{', '.join(_parameters_of_forward(type(_innermost(model)))[:3])}, … and stopped at two tokens with "
+                f"a model must run on token ids alone to be measured; {kind.__name__} takes "
+                f"{', '.join(_parameters_of_forward(kind)[:3])}, … and stopped at two tokens with "
                 f"{type(error).__name__}: {error}"
             ) from error
     _check_seen(seen, layers)
@@ -236,7 +237,8 @@ def _forward_arguments(model: nn.Module, ids: Tensor) -> dict[str, Any]:
     arguments: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
     if getattr(getattr(_innermost(model), "config", None), "is_encoder_decoder", False):
         arguments["decoder_input_ids"] = ids
-    accepted = _parameters_of_forward(type(_innermost(model)))
+    kind: Any = type(_innermost(model))
+    accepted = _parameters_of_forward(kind)
     return {name: value for name, value in arguments.items() if name in accepted}
 
 
@@ -247,7 +249,7 @@ def _innermost(model: nn.Module) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _parameters_of_forward(kind: type) -> list[str]:
+def _parameters_of_forward(kind: Any) -> list[str]:
     """Read from the class, because mixed precision hides the signature behind a wrapper on the instance."""
     return list(inspect.signature(kind.forward).parameters)[1:]
 
