@@ -88,7 +88,7 @@ class ModelLoader:
 
     def _learn(self, model: PreTrainedModel, stored: Stored) -> None:
         """Where the next checkpoint's tensors go; nowhere if what is measured would not be covered."""
-        own_memory(model)
+        own_memory(model, stored)
         entries = model.state_dict()
         found = places(stored, entries, model.base_model_prefix)
         covered = {place.data_ptr() for place in found.values()}

@@ -95,14 +95,15 @@ def pour(stored: Stored, into: Mapping[str, Tensor]) -> None:
         list(readers.map(copy, into))
 
 
-def own_memory(model: torch.nn.Module) -> None:
+def own_memory(model: torch.nn.Module, stored: Stored) -> None:
     """Moves what lies in a mapped file into the process's own memory.
 
-    On a CPU transformers lends parameters the pages of the checkpoint's file, which is about to be deleted, or may be
-    cut by whoever writes it.
+    On a CPU transformers lends parameters of the checkpoint's dtype the pages of its file, which is about to be deleted,
+    or may be cut by whoever writes it.
     """
+    dtypes = {read().dtype for read in stored.values()}
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu":
+        if tensor.device.type == "cpu" and tensor.dtype in dtypes:
             tensor.data = tensor.data.clone()
 
 
