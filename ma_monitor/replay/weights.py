@@ -98,7 +98,7 @@ def pour(stored: Stored, into: Mapping[str, Tensor]) -> None:
 def own_memory(model: torch.nn.Module, stored: Stored) -> None:
     """Moves what lies in a mapped file into the process's own memory.
 
-    On a CPU transformers lends parameters of the checkpoint's dtype the pages of its file, which is about to be deleted,
+    On a CPU transformers lends parameters of the checkpoint's dtype the pages of its file, which is soon to be deleted,
     or may be cut by whoever writes it.
     """
     dtypes = {read().dtype for read in stored.values()}
