@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -120,11 +121,11 @@ def test_accelerate_starts_workers_that_make_the_run_of_one_and_may_die(
 ) -> None:
     run = tmp_path / "run"
     with launch(saved, run) as launcher:
-        deadline = time.monotonic() + PATIENCE
-        shard = run / "shards" / "1-of-2"
-        while not (shard / "run.json").is_file() and launcher.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
+        shares = [run / "shards" / f"{rank}-of-2" for rank in range(2)]
+        wait_for(lambda: (shares[1] / "run.json").is_file(), launcher)
         (victim,) = [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _is_second(pid, run)]
+        os.kill(victim, signal.SIGSTOP)  # it cannot end before it is killed
+        wait_for(lambda: (shares[0] / "run.json").is_file() and len(Run.open(shares[0]).steps) > 0, launcher)
         os.kill(victim, signal.SIGKILL)
         assert launcher.wait(timeout=PATIENCE) != 0
     before = {
@@ -140,6 +141,13 @@ def test_accelerate_starts_workers_that_make_the_run_of_one_and_may_die(
     assert out.splitlines()[0].startswith(f"{run}: {measured} checkpoint")
     assert contents(run) == contents(alone)
     assert sorted(path.name for path in run.iterdir()) == sorted([*FILES, "events.jsonl"])
+
+
+def wait_for(what: Callable[[], bool], launcher: subprocess.Popen[str]) -> None:
+    """Waits until something is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not what() and launcher.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
 
 
 def _is_second(pid: int, run: Path) -> bool:
