@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ class MassiveActivationCallback(TrainerCallback):
         self._run_dir = None if run_dir is None else Path(run_dir)
         self._trainer: Trainer | None = None
         self._reporters = TrainerSinks()
+        self._reading = ExitStack()
 
     def attach(self, trainer: Trainer) -> None:
         """Tells the callback its Trainer. Needed only where a Trainer's internals differ from transformers' own."""
@@ -86,6 +87,7 @@ class MassiveActivationCallback(TrainerCallback):
     ) -> None:
         """Opens the run, or continues it where the training is resumed."""
         model = kwargs["model"]
+        self._reading.close()
         if self.monitor is not None:
             self.monitor.close()
             self.monitor = None
@@ -98,14 +100,12 @@ class MassiveActivationCallback(TrainerCallback):
             team = team_of(wrapped, self.config.batch_size)
             if team is None or not (self._main or team.groups):
                 return
-            probe = team.agreed(
-                lambda: (
-                    self._probe
-                    or default_probe(
-                        trainer, kwargs.get("train_dataloader"), kwargs.get("processing_class"), _probe_length(model)
-                    )
-                )
-            )
+            probe = None
+            if self.config.source == "train_batch":
+                _refuse_compiled(args)
+            else:
+                given = trainer, kwargs.get("train_dataloader"), kwargs.get("processing_class"), _probe_length(model)
+                probe = team.agreed(lambda: self._probe or default_probe(*given))
             monitor = Monitor(wrapped, probe, self.config, run_dir=None)
             if team.groups:  # from here on this process takes part, whatever becomes of its run
                 self.monitor = monitor
@@ -121,8 +121,20 @@ class MassiveActivationCallback(TrainerCallback):
         """Measures the state before the first update, when every reporter is open."""
         self._step(args, state, control, kwargs["model"])
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reads the forward that comes now, where training batches are the source."""
+        if self.monitor is not None and self.config.source == "train_batch" and self.config.due(state.global_step):
+            self._ready(self.monitor, args, state, control, kwargs["model"])
+            with self._guarded():
+                self._reading.enter_context(self.monitor.train_batch(state.global_step))
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measures where due, and at the last step while weights and reporters are still those of the training."""
+        with self._guarded():
+            self._reading.close()
+            self._remember(state)
         final = state.global_step >= state.max_steps or control.should_training_stop
         self._step(args, state, control, kwargs["model"], final=final)
 
@@ -166,13 +178,19 @@ class MassiveActivationCallback(TrainerCallback):
         monitor = self.monitor
         if monitor is None or not (final or force or self.config.due(state.global_step)):
             return
+        self._ready(monitor, args, state, control, model)
+        with self._guarded():
+            monitor.step(state.global_step, final=final, force=force)
+            self._remember(state)
+
+    def _ready(
+        self, monitor: Monitor, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module
+    ) -> None:
+        """The reporters and the model of this moment: both may be others than at the last measurement."""
+        monitor.model = model
         with self._guarded("finding the reporters"):
             handler = self._trainer.callback_handler if self._trainer is not None else find_handler()
             monitor.sinks = self._reporters(handler, args, state, control, model)
-        with self._guarded():
-            monitor.model = model
-            monitor.step(state.global_step, final=final, force=force)
-            self._remember(state)
 
     def _open(
         self, monitor: Monitor, args: TrainingArguments, state: TrainerState, scheduler: Any, checkpoint: Path | None
@@ -233,6 +251,13 @@ class MassiveActivationCallback(TrainerCallback):
                 level = logging.WARNING if self._main else logging.DEBUG  # what failed on one process is off on all
                 name = type(error).__name__
                 _LOGGER.log(level, "ma_monitor: monitoring is off for this training. %s: %s", name, error)
+
+
+def _refuse_compiled(args: TrainingArguments) -> None:
+    if args.torch_compile:
+        raise ConfigError(
+            'source="train_batch" cannot look into a compiled forward, got torch_compile=True; use source="probe"'
+        )
 
 
 def _wrapped(trainer: Trainer | None, model: nn.Module) -> nn.Module:

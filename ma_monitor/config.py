@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from ma_monitor.errors import ConfigError
 from ma_monitor.runs.records import Ratio
+
+Source = Literal["probe", "train_batch"]
 
 POWERS_OF_TWO = tuple(2**i for i in range(10))
 """Pythia's early checkpoints, 1 … 512: most of a trajectory's shape in log-step happens there."""
@@ -21,6 +23,8 @@ class MonitorConfig:
         k: Largest entries kept per sequence.
         ratio: How the probe's sequences are reduced: ``ratio_of_means`` (Eq. 8) or ``mean_of_ratios`` (Eq. 6 and 7).
         batch_size: Probe sequences per forward; None for all at once.
+        source: What is read at due steps: the fixed ``probe``, or the training's own forward, ``train_batch``, which
+            costs no forward of its own but has other text every time.
         strict: Raise what would otherwise be warned about once and recorded. For tests, never for a real training.
     """
 
@@ -28,6 +32,7 @@ class MonitorConfig:
     k: int = 3
     ratio: Ratio = "ratio_of_means"
     batch_size: int | None = None
+    source: Source = "probe"
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -42,8 +47,9 @@ class MonitorConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value!r}")
-        if self.ratio not in get_args(Ratio):
-            raise ConfigError(f"`ratio` must be one of {', '.join(get_args(Ratio))}, got {self.ratio!r}")
+        for name, known in (("ratio", get_args(Ratio)), ("source", get_args(Source))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     def due(self, step: int) -> bool:
         """Whether a measurement is due at this step (the last step of a training is due besides)."""

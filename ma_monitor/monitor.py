@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import ma_monitor
 from ma_monitor.analysis import Analysis, analyse, forecast_run, refit_due
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, StoreError
-from ma_monitor.runs.records import Measurements, ModelShape, Plan, RunMeta
+from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, RunMeta
 from ma_monitor.runs.store import Run
 from ma_monitor.sinks.base import Sink
 from ma_monitor.sinks.metrics import emission
@@ -155,6 +155,9 @@ class Monitor(Observer):
     In any training loop: build it before the first update and call ``monitor.step(updates_done)`` after each, 0
     included; call ``monitor.step(updates_done, final=True)`` and ``monitor.close()`` at the end.
 
+    With ``source="train_batch"`` there is no probe (pass None), and the training's own forward is read instead: put
+    ``with monitor.train_batch(updates_done):`` around it.
+
     In a loop of several processes every process does all of that alike, with the model as the loop calls it; the first
     of the processes that share the model records and warns. What fails on one of them is left out on all.
 
@@ -165,7 +168,7 @@ class Monitor(Observer):
     def __init__(
         self,
         model: nn.Module,
-        probe: Probe,
+        probe: Probe | None,
         config: MonitorConfig | None = None,
         *,
         run_dir: str | Path | None,
@@ -180,7 +183,7 @@ class Monitor(Observer):
         Args:
             model: A causal language model or anything with a residual stream; as the training calls it, with the
                 `DistributedDataParallel` around it.
-            probe: What is measured. Of several processes the first one's counts.
+            probe: What is measured, None for training batches. Of several processes the first one's counts.
             config: How; the defaults work.
             run_dir: Where the first process keeps the run. None keeps none.
             schedule: The planned learning rate: an array, a name such as ``cosine:warmup=.01``, a file, a scheduler.
@@ -199,9 +202,14 @@ class Monitor(Observer):
 
         super().__init__(None, config, sinks=sinks)
         self.model: nn.Module | None = None
+        if (probe is None) != (self.config.source == "train_batch"):
+            raise ConfigError(
+                'a monitor needs a probe with source="probe" and takes none with source="train_batch", '
+                f"got source={self.config.source!r} and {'no probe' if probe is None else 'a probe'}"
+            )
         self._probe = probe
         self._last_step: int | None = None
-        self._team = team_of(model, self.config.batch_size)
+        self._team = team_of(model, self.config.batch_size if probe else None)
         if self._team is None:
             return
         team, model = self._team, unwrapped(model)
@@ -209,7 +217,7 @@ class Monitor(Observer):
         if not team.first:
             self._warning_level = logging.DEBUG
         with self.timed():
-            self._probe = replace(probe, ids=team.from_first(probe.ids))
+            self._probe = probe and replace(probe, ids=team.from_first(probe.ids))
             self._meta = self._described(team, model)
             plan = team.agreed(lambda: make_plan(schedule, total_steps, batch, from_step=resume_from or 0))
             if run_dir is not None:
@@ -244,17 +252,45 @@ class Monitor(Observer):
         """
         if self._team is None:
             return False
-        if step == self._last_step or not (final or force or self.config.due(step)):
+        if self._probe is None or step == self._last_step or not (final or force or self.config.due(step)):
             if final:
                 self.finish()
             return False
         self._last_step = step
         measurements = None
         with self.timed(), self._guarded("the probe"):
-            measurements = self._measure(step)
+            measurements = self._measure(self._probe, step)
         if measurements is not None:
             self._take(measurements, final=final)
         return measurements is not None
+
+    @contextmanager
+    def train_batch(self, step: int) -> Iterator[None]:
+        """Reads the training forward that is run inside, where ``step`` is due; for ``source="train_batch"``.
+
+        The last state of a training is not measured so: no forward follows it.
+
+        Args:
+            step: Optimizer updates done before that forward.
+        """
+        from ma_monitor.measure.forward import reading_training
+
+        if self._team is None or self._probe is not None or step == self._last_step or not self.config.due(step):
+            yield
+            return
+        self._last_step = step
+        measurements = None
+        with ExitStack() as hooks:
+            measured: Any = None
+            with self.timed(), self._guarded("reading the training's forward"):
+                reading = reading_training(self._model(), k=self.config.k, sequences=self._meta.probe.sequences)
+                measured = hooks.enter_context(reading)
+            yield
+            if measured is not None:
+                with self.timed(), self._guarded("reading the training's forward"):
+                    measurements = measured(step)
+        if measurements is not None:
+            self._take(measurements, final=False)
 
     def close(self) -> None:
         """Flushes the sinks, closes the run and lets go of the model. May be called twice."""
@@ -265,23 +301,30 @@ class Monitor(Observer):
         """What is fixed for the run; looks at the model's forward, which may need every process."""
         from ma_monitor.measure.forward import precision_of
         from ma_monitor.measure.layers import context_length, describe_model
+        from ma_monitor.measure.probe import COUNT
 
         def described() -> ModelShape:
             shape = describe_model(model)
-            self._probe.check(shape.vocabulary, context_length(model))
+            if self._probe is not None:
+                self._probe.check(shape.vocabulary, context_length(model))
             return shape
 
         shape = team.agreed(described)
         precision = team.agreed(lambda: precision_of(model))
-        return RunMeta(shape, self._probe.info, self.config.k, 0, self.config.ratio, precision, _versions())
+        count = self.config.batch_size or COUNT
+        read = self._probe.info if self._probe else ProbeInfo(None, count, None, "training batches")
+        return RunMeta(shape, read, self.config.k, 0, self.config.ratio, precision, _versions())
 
-    def _measure(self, step: int) -> Measurements:
-        from ma_monitor.measure.forward import measure
-
+    def _model(self) -> nn.Module:
         if self.model is None:
             raise ConfigError("a closed monitor has no model to measure; make a new one with resume_from")
+        return self.model
+
+    def _measure(self, probe: Probe, step: int) -> Measurements:
+        from ma_monitor.measure.forward import measure
+
         config = self.config
-        return measure(self.model, self._probe, step, k=config.k, batch_size=config.batch_size, team=self._team)
+        return measure(self._model(), probe, step, k=config.k, batch_size=config.batch_size, team=self._team)
 
     def _take(self, measurements: Measurements, *, final: bool) -> None:
         """Observes, unless a resumed run holds this step already.

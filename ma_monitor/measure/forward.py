@@ -7,7 +7,7 @@ import inspect
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -52,7 +52,71 @@ def measure(
     for turn, part in zip(team.turns(len(batches)), parts, strict=True):
         if turn < len(batches):
             packed[:, turn * len(batches[0]) :][:, : part.shape[1]] = part
-    return _measurements(step, team.merged(packed).numpy(), probe, k, width)
+    return _measurements(step, team.merged(packed).numpy(), probe.ids, k, width)
+
+
+@contextmanager
+def reading_training(model: nn.Module, *, k: int, sequences: int) -> Iterator[Callable[[int], Measurements]]:
+    """While open, the next training forward through ``model`` is read; called with its step, the result measures it.
+
+    Nothing is run besides, and nothing is raised in that forward. A block that runs again, as gradient checkpointing
+    has it in the backward, counts once. The first ``sequences`` of the batch are read; where it has fewer, the rest is
+    unknown. Token ids are known where the model is called with them.
+
+    Args:
+        model: As the training calls it, but not compiled.
+        k: Largest entries kept per sequence.
+        sequences: Sequences of a measurement.
+
+    Raises:
+        ModelError: If the model is compiled, or its blocks cannot be found; from the result, if one of them did not
+            run, or its output was not a residual stream.
+    """
+    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+        raise ModelError(
+            'source="train_batch" cannot look into a compiled forward, and to try would compile it anew; '
+            'use source="probe", which runs beside it'
+        )
+    layers = find_layers(model)
+    packed: dict[int, Tensor] = {}
+    found: dict[str, Any] = {"ids": None}
+    faults: list[Exception] = []
+
+    def read(row: int, value: Any) -> None:
+        try:
+            hidden = _hidden(value, row)
+            found["shape"] = hidden.shape
+            packed[row] = statistics_of(hidden[:sequences], k).packed
+        except Exception as fault:
+            faults[:] = faults or [fault]
+
+    def keep_ids(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if found["ids"] is None:
+            given = [*(kwargs.get(name) for name in ("decoder_input_ids", "input_ids")), *args[:1]]
+            found["ids"] = next((ids.detach() for ids in given if isinstance(ids, Tensor)), None)
+
+    def measured(step: int) -> Measurements:
+        if faults:
+            raise faults[0]
+        _check_seen(seen, layers)
+        device = packed[0].device
+        rows = torch.stack([packed[row].to(device) for row in range(len(layers) + 1)]).cpu().numpy()
+        _, length, width = found["shape"]
+        ids = np.full((sequences, length), -1)
+        if found["ids"] is not None and found["ids"].shape == found["shape"][:2]:
+            ids[: rows.shape[1]] = found["ids"][:sequences].cpu().numpy()
+        whole = np.zeros((len(rows), sequences, rows.shape[2]), dtype=np.int64)
+        whole[..., :k] = whole[..., 2 * k] = np.float32(np.nan).view(np.int32)
+        whole[..., k : 2 * k] = -1
+        whole[:, : rows.shape[1]] = rows
+        return _measurements(step, whole, ids, k, width)
+
+    handle = model.register_forward_pre_hook(keep_ids, with_kwargs=True)
+    try:
+        with reading_layers(layers, read) as seen:
+            yield measured
+    finally:
+        handle.remove()
 
 
 def _forwards(
@@ -202,8 +266,10 @@ def _check_positions(hidden: Tensor, row: int, expected: int) -> None:
         )
 
 
-def _measurements(step: int, packed: np.ndarray[Any, Any], probe: Probe, k: int, width: int) -> Measurements:
-    """Unpacks ``[R, n, 2k + 3]``."""
+def _measurements(
+    step: int, packed: np.ndarray[Any, Any], ids: np.ndarray[Any, Any], k: int, width: int
+) -> Measurements:
+    """Unpacks ``[R, n, 2k + 3]``, given the token ids ``[n, S]``."""
 
     def floats(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return values.astype(np.int32).view(np.float32).astype(np.float64)
@@ -211,7 +277,7 @@ def _measurements(step: int, packed: np.ndarray[Any, Any], probe: Probe, k: int,
     index = packed[..., k : 2 * k]
     known = index >= 0
     position = np.where(known, index // width, -1)
-    token = np.where(known, np.take_along_axis(probe.ids[None], np.maximum(position, 0), axis=2), -1)
+    token = np.where(known, np.take_along_axis(ids[None], np.maximum(position, 0), axis=2), -1)
     return Measurements(
         step=step,
         top=floats(packed[..., :k]),
