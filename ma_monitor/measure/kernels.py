@@ -3,13 +3,13 @@
 Magnitudes are compared as integers: with the sign bit cleared, the bits of an IEEE number grow with it, and every NaN
 lies above infinity. The median is chosen, not computed:
 
-1. ``_bracket`` draws a sample of a sequence and takes two of its order statistics, ``lo`` and ``hi``, around the
+1. ``bracket`` draws a sample of a sequence and takes two of its order statistics, ``lo`` and ``hi``, around the
    middle one. They lie so far apart that the median of the whole falls between them but for one case in 10⁴.
-2. ``_count`` reads everything once: how many entries are below ``lo``, up to ``lo`` and up to ``hi``, and a histogram
-   of the few strictly between. Ties cost nothing: a value so common that it matters is itself ``lo`` or ``hi``. The
-   same read gives the largest magnitude of every chunk, and the number of NaN and of infinite entries.
-3. ``_finish`` finds the median's bin. In half precision a bin is one value, and that is it; in single precision
-   ``_narrow`` makes that bin the bracket of a second ``_count``. Where the bracket missed, ``_finish`` bisects the
+2. ``count_entries`` reads everything once: how many entries are below ``lo``, up to ``lo`` and up to ``hi``, and a
+   histogram of the few strictly between. Ties cost nothing: a value so common that it matters is itself ``lo`` or
+   ``hi``. The same read gives the largest magnitude of every chunk, and the number of NaN and of infinite entries.
+3. ``finish`` finds the median's bin. In half precision a bin is one value, and that is it; in single precision
+   ``narrow`` makes that bin the bracket of a second ``count_entries``. Where the bracket missed, ``finish`` bisects the
    whole sequence: slow and as exact. Meanwhile a second program takes the k largest out of the chunks that hold them.
 
 No copy of the activations is made, and nothing waits for the host.
@@ -19,34 +19,29 @@ No copy of the activations is made, and nothing waits for the host.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 from __future__ import annotations
 
-import functools
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 _SAMPLE = tl.constexpr(8192)
 """Entries drawn to bracket the median."""
 _MARGIN = tl.constexpr(181)
 """Ranks of the sample between its median and either end of the bracket: four standard deviations, √8192 / 2 each."""
-_SLOTS = tl.constexpr(65536)
+SLOTS = tl.constexpr(65536)
 """Counters of a sequence's histogram."""
 _COPIES = tl.constexpr(1024)
 """Most counters of a bin: where bins are few, updates of one would wait for one another."""
 _SCAN = tl.constexpr(4096)
 """Counters read at once."""
-_CHUNK = tl.constexpr(8192)
-"""Entries of one program of ``_count``, whose largest magnitude is kept."""
+CHUNK = tl.constexpr(8192)
+"""Entries of one program of ``count_entries``, whose largest magnitude is kept."""
 _BLOCK = tl.constexpr(1024)
 """Words of 32 bits that such a program reads at once."""
-_THREADS = tl.constexpr(128)
+THREADS = tl.constexpr(128)
 """Threads of such a program."""
 _WIDE_BLOCK = tl.constexpr(16384)
 """Entries that a program reads at once when it reads a whole sequence."""
 
-_FIELDS = tl.constexpr(16)
+FIELDS = tl.constexpr(16)
 """What is kept of a sequence between the kernels, as int32; the names below are places in it."""
 _LO = tl.constexpr(0)
 _HI = tl.constexpr(1)
@@ -61,11 +56,6 @@ _STATE = tl.constexpr(8)
 _OPEN = tl.constexpr(0)
 _FOUND = tl.constexpr(1)
 _MISSED = tl.constexpr(2)
-
-_ROOM = _FIELDS.value + _SLOTS.value
-_COUNT_WARPS = _THREADS.value // 32
-_SEQUENCES = 12
-"""Sequences of one launch: their counters take 3.1 MB."""
 
 
 @triton.jit
@@ -102,11 +92,11 @@ def _layout(lo, hi):
     """How the values strictly between lo and hi are counted: log2 of the values a bin, counters a bin, and in all."""
     values = tl.maximum(hi - lo - 1, 0)
     shift = 0
-    while ((values - 1) >> shift) >= _SLOTS:
+    while ((values - 1) >> shift) >= SLOTS:
         shift += 1
     bins = tl.where(values > 0, ((values - 1) >> shift) + 1, 0)
     copies = 1
-    while (copies < _COPIES) & (bins * copies * 2 <= _SLOTS):
+    while (copies < _COPIES) & (bins * copies * 2 <= SLOTS):
         copies *= 2
     return shift, copies, bins * copies
 
@@ -118,10 +108,11 @@ def _clear(counts, used):
 
 
 @triton.jit(do_not_specialize=["x", "work", "length"])
-def _bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr):
+def bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr):
+    """Grid (sequences,): the ends of the bracket and the counters set to zero, by a sample of ``x [n, length]``."""
     sequence = tl.program_id(0).to(tl.int64)
-    fields = work + sequence * _FIELDS
-    counts = work + tl.num_programs(0) * _FIELDS + sequence * _SLOTS
+    fields = work + sequence * FIELDS
+    counts = work + tl.num_programs(0) * FIELDS + sequence * SLOTS
     x += sequence * length
 
     draw = tl.arange(0, _SAMPLE)
@@ -144,20 +135,21 @@ def _bracket(x, work, length, INF: tl.constexpr, BITS: tl.constexpr):
     lo = tl.where(rank < margin, 0, lo)
     hi = tl.where(rank + margin >= known, INF, hi)
 
-    field = tl.arange(0, _FIELDS)
+    field = tl.arange(0, FIELDS)
     tl.store(fields + field, tl.where(field == _LO, lo, tl.where(field == _HI, hi, 0)))
     shift, copies, used = _layout(lo, hi)
     _clear(counts, used)
 
 
 @triton.jit(do_not_specialize=["x", "work", "length"])
-def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):
+def count_entries(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):
+    """Grid (sequences, chunks): counts around and in the bracket; the first time also what is the same for any."""
     # Neighbours work on different sequences, and so on different counters.
     sequence, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     sequences = tl.num_programs(0)
-    fields = work + sequence * _FIELDS
-    counts = work + sequences * _FIELDS + sequence * _SLOTS
-    largest = work + sequences * (_FIELDS + _SLOTS) + sequence * tl.num_programs(1)
+    fields = work + sequence * FIELDS
+    counts = work + sequences * FIELDS + sequence * SLOTS
+    largest = work + sequences * (FIELDS + SLOTS) + sequence * tl.num_programs(1)
     x += sequence * length
     if tl.load(fields + _STATE) == _OPEN:
         lo = tl.load(fields + _LO)
@@ -168,14 +160,14 @@ def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):
         # Whole words, in half precision two entries each: what a thread reads at once is then the same in every step.
         half: tl.constexpr = x.dtype.element_ty.primitive_bitwidth == 16
         per_word: tl.constexpr = 2 if half else 1
-        words = x.to(tl.pointer_type(tl.int32), bitcast=True) + chunk * (_CHUNK // per_word)
-        left = (length - chunk * _CHUNK) // per_word
+        words = x.to(tl.pointer_type(tl.int32), bitcast=True) + chunk * (CHUNK // per_word)
+        left = (length - chunk * CHUNK) // per_word
         lane = tl.arange(0, _BLOCK)
         copy = (lane + chunk * 32) & (copies - 1)
-        tally = tl.zeros([_THREADS], tl.int32)
-        highest = tl.zeros([_THREADS], tl.int32)
-        for start in range(0, _CHUNK // per_word, _BLOCK):
-            if left >= _CHUNK // per_word:
+        tally = tl.zeros([THREADS], tl.int32)
+        highest = tl.zeros([THREADS], tl.int32)
+        for start in range(0, CHUNK // per_word, _BLOCK):
+            if left >= CHUNK // per_word:
                 word = tl.load(words + start + lane)
             else:
                 word = tl.load(words + start + lane, mask=start + lane < left, other=-1)
@@ -189,8 +181,8 @@ def _count(x, work, length, INF: tl.constexpr, FIRST: tl.constexpr):
                 marks += _marks(second, lo, hi)
                 larger = tl.maximum(first, second)
             if FIRST:
-                tally += tl.sum(tl.reshape(marks, [_BLOCK // _THREADS, _THREADS]), axis=0)
-                highest = tl.maximum(highest, tl.max(tl.reshape(larger, [_BLOCK // _THREADS, _THREADS]), axis=0))
+                tally += tl.sum(tl.reshape(marks, [_BLOCK // THREADS, THREADS]), axis=0)
+                highest = tl.maximum(highest, tl.max(tl.reshape(larger, [_BLOCK // THREADS, THREADS]), axis=0))
         if FIRST:
             tl.atomic_add(fields + _BELOW, tl.sum(tally & 1023), sem="relaxed")
             tl.atomic_add(fields + _UP_TO_LO, tl.sum((tally >> 10) & 1023), sem="relaxed")
@@ -216,11 +208,11 @@ def _marks(bits, lo, hi):
 @triton.jit
 def _count_not_finite(x, fields, chunk, length, INF: tl.constexpr):
     """Counts NaN and infinite entries of a chunk that has some; gives its largest magnitude, -1 where all are NaN."""
-    lane = tl.arange(0, _THREADS)
-    nan = tl.zeros([_THREADS], tl.int32)
-    inf = tl.zeros([_THREADS], tl.int32)
-    highest = tl.full([_THREADS], -1, tl.int32)
-    for start in range(chunk * _CHUNK, tl.minimum((chunk + 1) * _CHUNK, length), _THREADS):
+    lane = tl.arange(0, THREADS)
+    nan = tl.zeros([THREADS], tl.int32)
+    inf = tl.zeros([THREADS], tl.int32)
+    highest = tl.full([THREADS], -1, tl.int32)
+    for start in range(chunk * CHUNK, tl.minimum((chunk + 1) * CHUNK, length), THREADS):
         inside = start + lane < length
         bits = _magnitude(x, start + lane, inside)
         nan += ((bits > INF) & inside).to(tl.int32)
@@ -266,11 +258,11 @@ def _locate(fields, counts, length, FIRST: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["work", "length"])
-def _narrow(work, length):
-    """Makes the median's bin the bracket of the next count, or keeps the median in the place of its lower end."""
+def narrow(work, length):
+    """Grid (sequences,): makes the median's bin the bracket of the next count, or keeps the median in the place of its lower end."""
     sequence = tl.program_id(0).to(tl.int64)
-    fields = work + sequence * _FIELDS
-    counts = work + tl.num_programs(0) * _FIELDS + sequence * _SLOTS
+    fields = work + sequence * FIELDS
+    counts = work + tl.num_programs(0) * FIELDS + sequence * SLOTS
     state, median, lo, hi, rank = _locate(fields, counts, length, True)
     tl.debug_barrier()  # every thread has read before one writes
     tl.store(fields + _STATE, state)
@@ -322,14 +314,14 @@ def _write_median(x, fields, counts, out, length, k, INF: tl.constexpr, FIRST: t
 @triton.jit
 def _write_largest(x, largest, out, length, k, chunks, INF: tl.constexpr, CHUNKS: tl.constexpr):
     chunk_index = tl.arange(0, CHUNKS)
-    lane = tl.arange(0, _CHUNK)
+    lane = tl.arange(0, CHUNK)
     highest = tl.load(largest + chunk_index, mask=chunk_index < chunks, other=-1)
     last_bits = INF + 1
     last_place = -1
     for rank in range(k):
         bits = tl.max(highest)
         chunk = tl.min(tl.where(highest == bits, chunk_index, CHUNKS - 1))
-        place = chunk * _CHUNK + lane
+        place = chunk * CHUNK + lane
         own = _magnitude(x, place, place < length)
         own = tl.where(own > INF, -1, own)
         # The order is total (larger first, then lower place), so what came before the last one taken is taken.
@@ -346,7 +338,7 @@ def _write_largest(x, largest, out, length, k, chunks, INF: tl.constexpr, CHUNKS
 
 
 @triton.jit(do_not_specialize=["x", "work", "out", "length", "k", "chunks"])
-def _finish(
+def finish(
     x,
     work,
     out,
@@ -357,82 +349,15 @@ def _finish(
     FIRST: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
+    """Grid (2, sequences): writes ``out [n, 2k + 3]``, the first program of a sequence the median, the other the top."""
     sequence = tl.program_id(1).to(tl.int64)
     sequences = tl.num_programs(1)
     x += sequence * length
     out += sequence * (2 * k + 3)
     if tl.program_id(0) == 0:
-        fields = work + sequence * _FIELDS
-        counts = work + sequences * _FIELDS + sequence * _SLOTS
+        fields = work + sequence * FIELDS
+        counts = work + sequences * FIELDS + sequence * SLOTS
         _write_median(x, fields, counts, out, length, k, INF, FIRST)
     else:
-        largest = work + sequences * (_FIELDS + _SLOTS) + sequence * chunks
+        largest = work + sequences * (FIELDS + SLOTS) + sequence * chunks
         _write_largest(x, largest, out, length, k, chunks, INF, CHUNKS)
-
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the kernels read."""
-
-_INFINITY = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
-
-
-def supports(hidden: Tensor) -> bool:
-    """Whether these kernels can read ``hidden [n, S, d]``: its type, its layout and its size."""
-    length = hidden[0].numel() if len(hidden) else 0
-    return (
-        hidden.dtype in _INFINITY
-        and hidden.is_contiguous()
-        and hidden.data_ptr() % 4 == 0
-        and length % 2 == 0  # half precision is read two entries at a time
-        and 0 < length < 2**29  # places within a sequence are int32, programs along an axis at most 65,535
-    )
-
-
-def packed_statistics(hidden: Tensor, k: int) -> Tensor:
-    """The statistics of ``hidden [n, S, d]`` as ``statistics.Statistics`` packs them, ``[n, 2k + 3]`` int64."""
-    n = len(hidden)
-    packed = torch.empty(n, 2 * k + 3, dtype=torch.int64, device=hidden.device)
-    with torch.cuda.device_of(hidden):
-        for start in range(0, n, _SEQUENCES):
-            whole = n <= _SEQUENCES
-            some = hidden if whole else hidden[start : start + _SEQUENCES]
-            _launch_all(some, packed if whole else packed[start : start + _SEQUENCES], k)
-    return packed
-
-
-def _launch_all(hidden: Tensor, out: Tensor, k: int) -> None:
-    n, tokens, width = hidden.shape
-    length = tokens * width
-    single = hidden.dtype == torch.float32
-    inf, bits, chunks, power = _plan(length, hidden.dtype)
-    work = torch.empty(n * (_ROOM + chunks), dtype=torch.int32, device=hidden.device)
-    _launch(_bracket, (n, 1, 1), 16, (hidden, work, length), (inf, bits))
-    _launch(_count, (n, chunks, 1), _COUNT_WARPS, (hidden, work, length), (inf, True))
-    if single:
-        _launch(_narrow, (n, 1, 1), 16, (work, length), ())
-        _launch(_count, (n, chunks, 1), _COUNT_WARPS, (hidden, work, length), (inf, False))
-    _launch(_finish, (2, n, 1), 16, (hidden, work, out, length, k, chunks), (inf, not single, power))
-
-
-@functools.lru_cache
-def _plan(length: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """Infinity's bits, bits of a magnitude, chunks of a sequence, and those as a power of two."""
-    chunks = triton.cdiv(length, _CHUNK.value)
-    return _INFINITY[dtype], 31 if dtype == torch.float32 else 15, chunks, triton.next_power_of_2(chunks)
-
-
-_COMPILED: dict[tuple[Any, ...], Any] = {}
-
-
-def _launch(kernel: Any, grid: tuple[int, int, int], warps: int, args: tuple[Any, ...], constants: Any) -> None:
-    """Launches a kernel, the compiled one directly once there is one.
-
-    Triton's own way looks at every argument and at every global at each launch, which takes the host longer than many a
-    block's forward. Nothing here is specialised on an argument's value, so the constants and the type decide.
-    """
-    key = (kernel.__name__, args[0].dtype, args[0].device, constants)
-    compiled = _COMPILED.get(key)
-    if compiled is None:
-        _COMPILED[key] = kernel[grid](*args, *constants, num_warps=warps, enable_fp_fusion=False)
-    else:
-        compiled[grid](*args, *constants)

@@ -103,10 +103,10 @@ def activation_statistics(hidden: Tensor, k: int, *, backend: Backend | None = N
         )
     hidden = hidden.detach()
     if backend != "torch" and (backend == "triton" or (hidden.is_cuda and _has_triton())):
-        from ma_monitor.measure import kernels
+        from ma_monitor.measure import launch
 
-        if kernels.supports(hidden):
-            return Statistics(kernels.packed_statistics(hidden, k), k)
+        if launch.supports(hidden):
+            return Statistics(launch.packed_statistics(hidden, k), k)
     rows = [_of_sequence(sequence, k) for sequence in hidden]
     return pack(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
@@ -115,10 +115,10 @@ def activation_statistics(hidden: Tensor, k: int, *, backend: Backend | None = N
 def _has_triton() -> bool:
     """Whether Triton's kernels can be built and run here, tried once: that takes a compiler, a cache folder, a GPU."""
     try:
-        from ma_monitor.measure import kernels
+        from ma_monitor.measure import launch
 
-        for dtype in kernels.DTYPES:
-            kernels.packed_statistics(torch.zeros(1, 1, 2, dtype=dtype, device="cuda"), 1)
+        for dtype in launch.DTYPES:
+            launch.packed_statistics(torch.zeros(1, 1, 2, dtype=dtype, device="cuda"), 1)
         torch.cuda.synchronize()
     except Exception as error:
         _LOGGER.warning("ma_monitor: Triton's kernels cannot be used here, PyTorch's slower ones are: %s", error)

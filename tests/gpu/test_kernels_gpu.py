@@ -7,7 +7,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ma_monitor import Probe
-from ma_monitor.measure import kernels
+from ma_monitor.measure import launch
 from ma_monitor.measure.forward import measure
 from ma_monitor.measure.statistics import activation_statistics
 from tests.measure.activations import SEQUENCES, misleading
@@ -26,14 +26,14 @@ def equals_pytorch(hidden: torch.Tensor, k: int = 3) -> bool:
     )
 
 
-@pytest.mark.parametrize("dtype", kernels.DTYPES)
+@pytest.mark.parametrize("dtype", launch.DTYPES)
 @pytest.mark.parametrize("kind", sorted(SEQUENCES))
 def test_the_kernels_equal_pytorchs_back_end(kind: str, dtype: torch.dtype) -> None:
     for shape in SHAPES:
         assert equals_pytorch(SEQUENCES[kind](*shape).to(dtype)), shape
 
 
-@pytest.mark.parametrize("dtype", kernels.DTYPES)
+@pytest.mark.parametrize("dtype", launch.DTYPES)
 def test_a_sample_that_misleads_costs_time_only(dtype: torch.dtype) -> None:
     assert equals_pytorch(misleading(2, 512, 768).to(dtype))
 
@@ -67,7 +67,7 @@ def test_nothing_waits_for_the_device() -> None:
 
 
 @pytest.mark.parametrize("shape", [(10, 2048, 2048), (10, 512, 128)])
-@pytest.mark.parametrize("dtype", kernels.DTYPES)
+@pytest.mark.parametrize("dtype", launch.DTYPES)
 def test_the_memory_taken_is_a_twentieth_of_the_activations_or_4_mb(
     shape: tuple[int, int, int], dtype: torch.dtype
 ) -> None:

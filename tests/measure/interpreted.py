@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from ma_monitor.measure import kernels
+from ma_monitor.measure import launch
 from ma_monitor.measure.statistics import activation_statistics
 from tests.measure.activations import SEQUENCES, misleading
 
@@ -25,10 +25,10 @@ def differing() -> list[str]:
     found = []
     for kind, hidden in cases:
         expected = activation_statistics(hidden, 3, backend="torch").packed
-        if not torch.equal(kernels.packed_statistics(hidden, 3), expected):
+        if not torch.equal(launch.packed_statistics(hidden, 3), expected):
             found.append(f"{kind} in {hidden.dtype}")
     small = torch.tensor([[[3.0, -4.0]]])
-    if not torch.equal(kernels.packed_statistics(small, 3), activation_statistics(small, 3, backend="torch").packed):
+    if not torch.equal(launch.packed_statistics(small, 3), activation_statistics(small, 3, backend="torch").packed):
         found.append("fewer entries than ranks")
     return found
 

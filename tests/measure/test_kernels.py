@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ma_monitor.measure import kernels
+from ma_monitor.measure import launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,4 +41,4 @@ def test_the_kernels_equal_pytorchs_back_end() -> None:
     ids=["single", "half", "odd", "double", "turned", "no tokens", "no sequences", "half a word in", "too long"],
 )
 def test_what_the_kernels_can_read_is_known(hidden: torch.Tensor, supported: bool) -> None:
-    assert kernels.supports(hidden) is supported
+    assert launch.supports(hidden) is supported
