@@ -259,7 +259,7 @@ def _locate(fields, counts, length, FIRST: tl.constexpr):
 
 @triton.jit(do_not_specialize=["work", "length"])
 def narrow(work, length):
-    """Grid (sequences,): makes the median's bin the bracket of the next count, or keeps the median in the place of its lower end."""
+    """Grid (sequences,): the median's bin becomes the next bracket; a median already found, its lower end."""
     sequence = tl.program_id(0).to(tl.int64)
     fields = work + sequence * FIELDS
     counts = work + tl.num_programs(0) * FIELDS + sequence * SLOTS
@@ -349,7 +349,7 @@ def finish(
     FIRST: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """Grid (2, sequences): writes ``out [n, 2k + 3]``, the first program of a sequence the median, the other the top."""
+    """Grid (2, sequences): writes ``out [n, 2k + 3]``: one program of a sequence the median, the other the top."""
     sequence = tl.program_id(1).to(tl.int64)
     sequences = tl.num_programs(1)
     x += sequence * length
