@@ -65,7 +65,7 @@ def loop(model: nn.Module, run_dir: Path | None, *, batch_size: int | None = BAT
     if run_dir is not None:
         monitor = Monitor(model, a_probe(), config, run_dir=run_dir, schedule="constant", total_steps=STEPS)
         monitor.step(0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, foreach=False)  # under TP some are DTensors, some not
     ids = Rows().ids[:4].to(next(model.parameters()).device)
     losses = []
     for step in range(1, STEPS + 1):
