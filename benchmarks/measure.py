@@ -2,7 +2,9 @@
 
 Run with ``python benchmarks/measure.py SECTION…``; each section's result goes to
 ``benchmarks/results/measure-SECTION-DEVICE.json`` (``--out FOLDER`` for elsewhere) with a hash of the sources measured.
-Sections: ``statistics`` (CUDA), ``cpu``, ``probe`` and ``memory`` (either), ``training`` and ``steps`` (CUDA).
+Sections: ``cpu``; ``probe``, on a GPU or not; ``statistics``, ``memory``, ``training``, ``steps``, ``tests``, on a GPU;
+``two_gpus``.
+``--stale`` names the recorded results whose sources have changed since, with the command to refresh each.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ import argparse
 import hashlib
 import json
 import platform
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -257,8 +262,7 @@ def of_training() -> list[dict[str, Any]]:
         monitor = callback.monitor
         plain = statistics.median(seconds)
         due = [i for i in range(1, steps) if MonitorConfig().due(i)]
-        # From step 128 on the probe has been compiled and the early powers of two are over.
-        late = sum(seconds[128:]) / (plain * len(seconds[128:])) - 1
+        extra = [seconds[i] - plain for i in due]
         rows.append(
             {
                 "tokens_a_step": batch * 2048,
@@ -266,8 +270,8 @@ def of_training() -> list[dict[str, Any]]:
                 "step_s": plain,
                 "callback_s": monitor.seconds,
                 "share": monitor.seconds / sum(seconds),
-                "share_from_step_128": late,
-                "extra_at_due_steps_s": [round(seconds[i] - plain, 4) for i in due],
+                "share_when_every_100": statistics.mean(extra[-4:]) / (100 * plain),
+                "extra_at_due_steps_s": [round(e, 4) for e in extra],
             }
         )
         print(json.dumps(rows[-1]), flush=True)
@@ -287,6 +291,23 @@ def of_steps() -> list[dict[str, Any]]:
     return [{"slower_by": mean, "low": mean - 4.30 * error, "high": mean + 4.30 * error, "pairs": len(ratios)}]
 
 
+def of_tests(arguments: tuple[str, ...] = ("tests/gpu/test_kernels_gpu.py", "tests/gpu/test_compiled_gpu.py")) -> Any:
+    """What pytest says of the tests that need a GPU."""
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-o", "addopts=", "-m", "gpu", "-rA", "-q", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parents[1])
+    print(done.stdout[-2000:])
+    return [
+        line
+        for line in done.stdout.splitlines()
+        if re.match(r"PASSED|FAILED|ERROR|[a-z0-9_]+ \[|\d+ (passed|failed)", line)
+    ]
+
+
+def of_two_gpus() -> Any:
+    """The same of the tests that need two, and what each scenario found."""
+    return of_tests(("tests/gpu/test_two_gpus.py",))
+
+
 SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "statistics": of_statistics,
     "cpu": of_cpu,
@@ -294,15 +315,31 @@ SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "memory": of_memory,
     "training": of_training,
     "steps": of_steps,
+    "tests": of_tests,
+    "two_gpus": of_two_gpus,
 }
+
+
+def warn_of_stale_results() -> None:
+    """Prints a line for each recorded result that was measured with other sources than these."""
+    for path in sorted(RESULTS.glob("measure-*.json")):
+        document = json.loads(path.read_text())
+        if document["hash_of_measure"] != hash_of_measure():
+            print(
+                f"warning: {path.name} is stale (ma_monitor/measure has changed since); refresh it with "
+                f"`python benchmarks/measure.py {document['section']}` on {document['device']}"
+            )
 
 
 def main() -> None:
     """Runs sections and writes each one's result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="+", choices=sorted(SECTIONS))
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(sorted(SECTIONS)))
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--stale", action="store_true", help="name the recorded results that are out of date")
     arguments = parser.parse_args()
+    if arguments.stale:
+        warn_of_stale_results()
     device = "cpu"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name().lower().replace(" ", "-")
@@ -318,7 +355,7 @@ def main() -> None:
         }
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / f"measure-{section}-{where}.json").write_text(json.dumps(document, indent=1) + "\n")
-        print(json.dumps(document["rows"], indent=1))
+        print(section, json.dumps(rows)[:3000], flush=True)
 
 
 if __name__ == "__main__":
