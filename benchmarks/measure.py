@@ -2,8 +2,8 @@
 
 Run with ``python benchmarks/measure.py SECTION…``; each section's result goes to
 ``benchmarks/results/measure-SECTION-DEVICE.json`` (``--out FOLDER`` for elsewhere) with a hash of the sources measured.
-Sections: ``cpu``; ``probe``, on a GPU or not; ``statistics``, ``memory``, ``training``, ``steps``, ``tests``, on a GPU;
-``two_gpus``.
+Sections: ``cpu``; ``probe``, on a GPU or not; ``statistics``, ``cost``, ``memory``, ``training``, ``steps``, ``tests``, on a
+GPU; ``two_gpus``.
 ``--stale`` names the recorded results whose sources have changed since, with the command to refresh each.
 """
 
@@ -174,6 +174,32 @@ def of_probe() -> list[dict[str, Any]]:
     return rows
 
 
+def of_cost() -> list[dict[str, Any]]:
+    """A probe and an update's forward and backward, both under bfloat16 autocast, by model size and probe length."""
+    rows = []
+    for name in PYTHIA:
+        model = pythia(name, torch.float32, "cuda")
+        ids = torch.randint(50304, (4, 2048), device="cuda")
+
+        def update(model: Any = model, ids: torch.Tensor = ids) -> None:
+            with torch.autocast("cuda", torch.bfloat16):
+                model(ids, labels=ids).loss.backward()
+
+        def probed(length: int, model: Any = model) -> None:
+            with torch.autocast("cuda", torch.bfloat16):
+                measure(model, probe_of(length), 0, k=3)
+
+        actions = {
+            "update_of_8192_tokens_ms": update,
+            "probe_10x512_ms": lambda probed=probed: probed(512),
+            "probe_10x2048_ms": lambda probed=probed: probed(2048),
+        }
+        alternating(actions, 2)  # compiles
+        rows.append({"model": name, **alternating(actions, 6)})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def of_memory() -> list[dict[str, Any]]:
     """Peak device memory of a probe beyond that of the bare forward, in bytes, against its limit."""
     rows = []
@@ -262,7 +288,7 @@ def of_training() -> list[dict[str, Any]]:
         monitor = callback.monitor
         plain = statistics.median(seconds)
         due = [i for i in range(1, steps) if MonitorConfig().due(i)]
-        extra = [seconds[i] - plain for i in due]
+        extra = [seconds[i - 1] - plain for i in due]  # step i is measured at the end of the update before it
         rows.append(
             {
                 "tokens_a_step": batch * 2048,
@@ -284,7 +310,9 @@ def of_steps() -> list[dict[str, Any]]:
     for _ in range(3):
         for watched in (True, False):
             seconds, _ = trained(4, 4, 128, MonitorConfig() if watched else None)
-            medians[watched].append(statistics.median(s for i, s in enumerate(seconds) if not MonitorConfig().due(i)))
+            medians[watched].append(
+                statistics.median(s for i, s in enumerate(seconds, start=1) if not MonitorConfig().due(i))
+            )
     ratios = [a / b - 1 for a, b in zip(medians[True], medians[False], strict=True)]
     mean, error = statistics.mean(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5
     # Student's t, two degrees of freedom, 95 %.
@@ -312,6 +340,7 @@ SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "statistics": of_statistics,
     "cpu": of_cpu,
     "probe": of_probe,
+    "cost": of_cost,
     "memory": of_memory,
     "training": of_training,
     "steps": of_steps,
