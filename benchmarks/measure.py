@@ -2,8 +2,8 @@
 
 Run with ``python benchmarks/measure.py SECTION…``; each section's result goes to
 ``benchmarks/results/measure-SECTION-DEVICE.json`` (``--out FOLDER`` for elsewhere) with a hash of the sources measured.
-Sections: ``cpu``; ``probe``, on a GPU or not; ``statistics``, ``cost``, ``memory``, ``training``, ``steps``, ``tests``, on a
-GPU; ``two_gpus``.
+Sections: ``cpu``; ``probe``, on a GPU or not; on a GPU ``statistics``, ``cost``, ``memory``, ``training``, ``steps``,
+``tests``; on two ``two_gpus``.
 ``--stale`` names the recorded results whose sources have changed since, with the command to refresh each.
 """
 

@@ -9,7 +9,7 @@ reaches all processes of a mesh of any number of axes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -137,7 +137,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def resharded(model: nn.Module) -> Iterator[None]:
+def resharded(modules: Sequence[nn.Module]) -> Iterator[None]:
     """In the end FSDP2's parameters are in parts again, as between two updates.
 
     A forward without a backward leaves the outermost module's parameters whole: an update would not reach those.
@@ -147,7 +147,7 @@ def resharded(model: nn.Module) -> Iterator[None]:
         return
     from torch.distributed.fsdp import FSDPModule
 
-    for module in model.modules():
+    for module in modules:
         if isinstance(module, FSDPModule):
             module.reshard()
 

@@ -237,7 +237,14 @@ def undisturbed_forward(model: nn.Module, ids: Tensor) -> None:
     """One evaluation forward of ``ids [b, S]`` that leaves model, random states and compiled code as they were."""
     device = _input_device(model)
     ids = ids.to(device)
-    with resharded(model), random_states_kept(device), _evaluation_mode(model), _nothing_compiled(), torch.no_grad():
+    modules = list(model.modules())
+    with (
+        resharded(modules),
+        random_states_kept(device),
+        _evaluation_mode(modules),
+        _nothing_compiled(),
+        torch.no_grad(),
+    ):
         model(ids, **_forward_arguments(model, ids))
 
 
@@ -335,12 +342,12 @@ def random_states_kept(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def _evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Evaluation mode; each module's own training flag is put back, since a frozen part may be in evaluation.
 
     Only flags are set: ``eval()`` may do more (some LoRA layers merge their weights in it), which a flag cannot undo.
     """
-    in_training = [module for module in model.modules() if module.training]
+    in_training = [module for module in modules if module.training]
     try:
         _set_training(in_training, False)
         yield
