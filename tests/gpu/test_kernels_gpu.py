@@ -38,6 +38,14 @@ def test_a_sample_that_misleads_costs_time_only(dtype: torch.dtype) -> None:
     assert equals_pytorch(misleading(2, 512, 768).to(dtype))
 
 
+@pytest.mark.parametrize("kind", ["massive", "not finite", "two values", "half zero"])
+def test_pytorchs_back_end_is_the_same_on_both_devices(kind: str) -> None:
+    for dtype in launch.DTYPES:
+        hidden = SEQUENCES[kind](2, 512, 768).to(dtype)
+        got = activation_statistics(hidden.cuda(), 3, backend="torch").packed.cpu()
+        assert torch.equal(got, activation_statistics(hidden, 3, backend="torch").packed), dtype
+
+
 @pytest.mark.parametrize("k", [1, 20])
 def test_any_number_of_ranks(k: int) -> None:
     assert equals_pytorch(SEQUENCES["massive"](2, 512, 768), k)
