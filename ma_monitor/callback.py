@@ -162,6 +162,7 @@ class MassiveActivationCallback(TrainerCallback):
         if self.monitor is not None:
             self.monitor.sinks = ()
             with self._guarded():
+                self._reading.close()  # a training that was stopped between two micro-batches ended no step
                 self.monitor.finish()
                 self.monitor.close()
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import BartConfig, BartForConditionalGeneration, TrainerCallback
 
 from ma_monitor import MassiveActivationCallback, Monitor, MonitorConfig, Probe, Run
 from ma_monitor.errors import ConfigError, ModelError
@@ -83,6 +84,52 @@ def test_without_token_ids_the_tokens_are_unknown(tmp_path: Path) -> None:
         got = monitor.run.measurements()[0]
     assert (got.token == -1).all()
     assert (got.position >= 0).all()
+
+
+def test_an_encoders_token_ids_are_not_taken_for_the_decoders(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "ffn_dim")}
+    heads: dict[str, Any] = {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
+    model = BartForConditionalGeneration(BartConfig(vocab_size=VOCABULARY, d_model=16, **sizes, **heads))
+    with watching(model, tmp_path) as monitor:
+        with monitor.train_batch(0):
+            model(input_ids=batch(10), labels=batch(10))
+        with monitor.train_batch(1):
+            model(input_ids=batch(10).flip(1), decoder_input_ids=batch(10))
+        assert monitor.run is not None
+        unknown, known = monitor.run.measurements()
+    assert (unknown.token == -1).all()
+    np.testing.assert_array_equal(known.token[0], np.take_along_axis(batch(10).numpy(), known.position[0], axis=1))
+
+
+def test_a_forward_without_gradients_is_passed_over(tmp_path: Path) -> None:
+    model = tiny_llama(attention_dropout=0.0)
+    expected = measure(model, Probe.from_ids(batch(10).numpy()), 0, k=3)
+    with watching(model, tmp_path) as monitor:
+        with monitor.train_batch(0):
+            for rows, gradients in ((4, False), (10, True), (3, False), (6, True)):  # only the second is read
+                with torch.set_grad_enabled(gradients):
+                    model(batch(rows))
+        assert monitor.run is not None
+        got = monitor.run.measurements()[0]
+        with pytest.raises(ModelError, match="every block must run once"), monitor.train_batch(1), torch.no_grad():
+            model(batch(10))
+    np.testing.assert_array_equal(got.top, expected.top)
+    np.testing.assert_array_equal(got.token, expected.token)
+
+
+class StopBetween(TrainerCallback):
+    """Ends the training between two micro-batches of one update."""
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_training_stop = state.global_step == 4
+        return control
+
+
+def test_a_training_stopped_between_micro_batches_keeps_no_hooks(tmp_path: Path) -> None:
+    ended = train(tmp_path, [MassiveActivationCallback(CONFIG), StopBetween()], gradient_accumulation_steps=2)
+    assert hooks(ended) == hooks(train(tmp_path / "plain", [], max_steps=1))
+    with Run.open(tmp_path / "ma_monitor") as run:
+        assert run.steps.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_training_that_fails_keeps_its_own_error_and_no_hooks(tmp_path: Path) -> None:

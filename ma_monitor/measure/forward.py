@@ -59,9 +59,10 @@ def measure(
 def reading_training(model: nn.Module, *, k: int, sequences: int) -> Iterator[Callable[[int], Measurements]]:
     """While open, the next training forward through ``model`` is read; called with its step, the result measures it.
 
-    Nothing is run besides, and nothing is raised in that forward. A block that runs again, as gradient checkpointing
-    has it in the backward, counts once. The first ``sequences`` of the batch are read; where it has fewer, the rest is
-    unknown. Token ids are known where the model is called with them.
+    Nothing is run besides, and nothing is raised in that forward. One without gradients (sampling, a reference) is
+    passed over. A block that runs again, as gradient checkpointing has it in the backward, counts once. The first
+    ``sequences`` of the batch are read; where it has fewer, the rest is unknown. Token ids are known where the model is
+    called with those of the stream that is read.
 
     Args:
         model: As the training calls it, but not compiled.
@@ -72,17 +73,15 @@ def reading_training(model: nn.Module, *, k: int, sequences: int) -> Iterator[Ca
         ModelError: If the model is compiled, or its blocks cannot be found; from the result, if one of them did not
             run, or its output was not a residual stream.
     """
-    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
-        raise ModelError(
-            'source="train_batch" cannot look into a compiled forward, and to try would compile it anew; '
-            'use source="probe", which runs beside it'
-        )
+    _check_not_compiled(model)
     layers = find_layers(model)
     packed: dict[int, Tensor] = {}
-    found: dict[str, Any] = {"ids": None}
+    found: dict[str, Any] = {"ids": None, "passed over": False}
     faults: list[Exception] = []
 
     def read(row: int, value: Any) -> None:
+        if found["passed over"]:
+            return
         try:
             hidden = _hidden(value, row)
             found["shape"] = hidden.shape
@@ -90,15 +89,17 @@ def reading_training(model: nn.Module, *, k: int, sequences: int) -> Iterator[Ca
         except Exception as fault:
             faults[:] = faults or [fault]
 
-    def keep_ids(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if found["ids"] is None:
-            given = [*(kwargs.get(name) for name in ("decoder_input_ids", "input_ids")), *args[:1]]
-            found["ids"] = next((ids.detach() for ids in given if isinstance(ids, Tensor)), None)
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not packed:
+            seen.clear()
+        found["passed over"] = not torch.is_grad_enabled()
+        if found["ids"] is None and not found["passed over"]:
+            found["ids"] = _stream_ids(model, args, kwargs)
 
     def measured(step: int) -> Measurements:
         if faults:
             raise faults[0]
-        _check_seen(seen, layers)
+        _check_seen(set(packed), layers)
         device = packed[0].device
         rows = torch.stack([packed[row].to(device) for row in range(len(layers) + 1)]).cpu().numpy()
         _, length, width = found["shape"]
@@ -111,12 +112,26 @@ def reading_training(model: nn.Module, *, k: int, sequences: int) -> Iterator[Ca
         whole[:, : rows.shape[1]] = rows
         return _measurements(step, whole, ids, k, width)
 
-    handle = model.register_forward_pre_hook(keep_ids, with_kwargs=True)
+    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
     try:
         with reading_layers(layers, read) as seen:
             yield measured
     finally:
         handle.remove()
+
+
+def _check_not_compiled(model: nn.Module) -> None:
+    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+        raise ModelError(
+            'source="train_batch" cannot look into a compiled forward, and to try would compile it anew; '
+            'use source="probe", which runs beside it'
+        )
+
+
+def _stream_ids(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The token ids of the decoder's own stream in a call of a model; None where it was called without them."""
+    given = [kwargs.get("decoder_input_ids")] if _has_encoder(model) else [kwargs.get("input_ids"), *args[:1]]
+    return next((ids.detach() for ids in given if isinstance(ids, Tensor)), None)
 
 
 def _forwards(
@@ -308,11 +323,15 @@ def _input_device(model: nn.Module) -> torch.device:
 def _forward_arguments(model: nn.Module, ids: Tensor) -> dict[str, Any]:
     """Arguments that make the forward cheap: no cache, and logits of one position instead of all."""
     arguments: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
-    if getattr(getattr(_innermost(model), "config", None), "is_encoder_decoder", False):
+    if _has_encoder(model):
         arguments["decoder_input_ids"] = ids
     kind: Any = type(_innermost(model))
     accepted = _parameters_of_forward(kind)
     return {name: value for name, value in arguments.items() if name in accepted}
+
+
+def _has_encoder(model: nn.Module) -> bool:
+    return bool(getattr(getattr(_innermost(model), "config", None), "is_encoder_decoder", False))
 
 
 def _innermost(model: nn.Module) -> Any:
