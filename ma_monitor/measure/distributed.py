@@ -68,8 +68,8 @@ class Team:
         """What the first process has, ``[n, S]`` of non-negative numbers, whatever the others have."""
         if not self.groups:
             return values
-        shape = self._reduced(torch.tensor(values.shape if self.first else (0, 0)))
-        mine = torch.from_numpy(values) if self.first else torch.zeros(*shape.tolist(), dtype=torch.long)
+        shape = self._reduced(torch.tensor(values.shape if self.first else (0, 0), device="cpu"))
+        mine = torch.from_numpy(values) if self.first else torch.zeros(*shape.tolist(), dtype=torch.long, device="cpu")
         return self._reduced(mine.clone()).numpy()
 
     def turns(self, count: int) -> range:
@@ -89,11 +89,11 @@ class Team:
 
     def _agree(self, failed: Exception | None) -> None:
         me = dist.get_rank() + 1 if self.groups else 1
-        culprit = int(self._reduced(torch.tensor([me if failed is not None else 0])))
+        culprit = int(self._reduced(torch.tensor([me if failed is not None else 0], device="cpu")))
         if culprit == 0:
             return
         text = f"{type(failed).__name__}: {failed}".encode()[:_MESSAGE] if culprit == me else b""
-        said = self._reduced(torch.tensor(list(text.ljust(_MESSAGE, b"\0"))))
+        said = self._reduced(torch.tensor(list(text.ljust(_MESSAGE, b"\0")), device="cpu"))
         if failed is not None:
             raise failed
         message = bytes(said.tolist()).rstrip(b"\0").decode(errors="replace")
@@ -177,7 +177,7 @@ def _distinct(groups: Iterable[Any]) -> tuple[Any, ...]:
 
 def _device_of(group: Any) -> torch.device:
     """Where a group takes its tensors: gloo and MPI on the CPU, the others on this process's accelerator."""
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None or dist.get_backend(group) in ("gloo", "mpi"):
         return torch.device("cpu")
     return torch.device(accelerator.type, torch.accelerator.current_device_index())

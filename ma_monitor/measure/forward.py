@@ -48,7 +48,7 @@ def measure(
     layers = team.agreed(lambda: find_layers(model))
     turns = [min(turn, len(batches) - 1) for turn in team.turns(len(batches))]
     parts, width = team.agreed(lambda: _forwards(model, layers, [batches[turn] for turn in turns], k))
-    packed = torch.zeros(len(layers) + 1, *probe.ids.shape[:1], parts[0].shape[-1], dtype=torch.long)
+    packed = torch.zeros(len(layers) + 1, *probe.ids.shape[:1], parts[0].shape[-1], dtype=torch.long, device="cpu")
     for turn, part in zip(team.turns(len(batches)), parts, strict=True):
         if turn < len(batches):
             packed[:, turn * len(batches[0]) :][:, : part.shape[1]] = part
@@ -377,7 +377,10 @@ def _evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
 def _set_training(modules: Sequence[nn.Module], training: bool) -> None:
     """Past ``nn.Module.__setattr__``, whose questions about parameters take longer than a block's launches."""
     for module in modules:
-        object.__setattr__(module, "training", training)
+        if isinstance(module, torch.jit.ScriptModule):  # keeps its flag where only its own way reaches
+            module.training = training
+        else:
+            object.__setattr__(module, "training", training)
 
 
 @contextmanager

@@ -252,6 +252,6 @@ def _places(size: int) -> Tensor:
     An even step would fall on few channels.
     """
     if size <= _SAMPLE:
-        return torch.arange(size)
-    draw = torch.arange(_SAMPLE)
+        return torch.arange(size, device="cpu")
+    draw = torch.arange(_SAMPLE, device="cpu")
     return draw * size // _SAMPLE + draw * 2654435761 % 2**32 * (size // _SAMPLE) // 2**32

@@ -153,6 +153,30 @@ def test_modules_that_act_in_eval_are_left_as_they_are() -> None:
     assert Merges.merged == before
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_modules_are_in_evaluation_and_keep_their_own_flag() -> None:
+    class Drops(nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(hidden, 0.5, self.training)
+
+    model = tiny().train()
+    expected = measure(model, PROBE, 0, k=1)
+    drops = model.gpt_neox.layers[0].mlp.drops = torch.jit.script(Drops().train())
+    model.gpt_neox.layers[0].mlp.register_forward_hook(lambda module, args, output: drops(output))
+    np.testing.assert_array_equal(measure(model, PROBE, 0, k=1).top, expected.top)
+    assert drops.training
+    model.eval()
+    assert not drops.training
+
+
+def test_a_default_device_does_not_matter() -> None:
+    expected = measure(tiny(), PROBE, 0, k=3)
+    model = tiny()
+    with torch.device("meta"):
+        got = measure(model, PROBE, 0, k=3)
+    np.testing.assert_array_equal(got.top, expected.top)
+
+
 def test_added_positions_are_refused() -> None:
     class Prompted(nn.Module):
         def __init__(self) -> None:
