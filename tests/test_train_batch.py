@@ -132,6 +132,39 @@ def test_a_training_stopped_between_micro_batches_keeps_no_hooks(tmp_path: Path)
         assert run.steps.tolist() == [0, 1, 2, 3, 4]
 
 
+class Skips(torch.nn.Module):
+    """Leaves its first block out in every other training forward, as LayerDrop may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(VOCABULARY, 8)
+        self.layers = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+        self.skips = False
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.embedding(input_ids)
+        for layer in self.layers[int(self.skips) :]:
+            hidden = layer(hidden)
+        self.skips = self.training and not self.skips
+        return torch.as_tensor(hidden)
+
+
+def test_two_forwards_are_never_one_measurement(tmp_path: Path) -> None:
+    model = Skips()
+    with watching(model, tmp_path) as monitor:
+        model.skips = True
+        with pytest.raises(ModelError, match="every block must run once"), monitor.train_batch(0):
+            model(batch(10)), model(batch(10))
+
+
+def test_hooks_are_gone_once_the_last_block_was_read(tmp_path: Path) -> None:
+    model = tiny_llama()
+    with watching(model, tmp_path) as monitor, monitor.train_batch(0):
+        loss = model(input_ids=batch(10), labels=batch(10)).loss
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        loss.backward()
+
+
 def test_a_training_that_fails_keeps_its_own_error_and_no_hooks(tmp_path: Path) -> None:
     model = tiny_llama()
     with watching(model, tmp_path) as monitor:

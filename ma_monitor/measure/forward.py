@@ -88,20 +88,19 @@ def reading_training(model: nn.Module, *, k: int, sequences: int) -> Iterator[Ca
             packed[row] = statistics_of(hidden[:sequences], k).packed
         except Exception as fault:
             faults[:] = faults or [fault]
+        if row == len(layers):
+            hooks.close()  # at once: nothing tells of a training that fails later in its forward or in its backward
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not packed:
             seen.clear()
-        found["passed over"] = not torch.is_grad_enabled()
-        if found["ids"] is None and not found["passed over"]:
+        found["passed over"] = bool(packed) or not torch.is_grad_enabled()  # never two forwards in one measurement
+        if not found["passed over"]:
             found["ids"] = _stream_ids(model, args, kwargs)
 
     def measured(step: int) -> Measurements:
-        if faults:
-            raise faults[0]
-        _check_seen(set(packed), layers)
-        device = packed[0].device
-        rows = torch.stack([packed[row].to(device) for row in range(len(layers) + 1)]).cpu().numpy()
+        _check_seen(set(packed), layers, faults)
+        rows = _on_host([*map(packed.__getitem__, sorted(packed))]).numpy()
         _, length, width = found["shape"]
         ids = np.full((sequences, length), -1)
         if found["ids"] is not None and found["ids"].shape == found["shape"][:2]:
@@ -112,12 +111,10 @@ def reading_training(model: nn.Module, *, k: int, sequences: int) -> Iterator[Ca
         whole[:, : rows.shape[1]] = rows
         return _measurements(step, whole, ids, k, width)
 
-    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
-    try:
-        with reading_layers(layers, read) as seen:
-            yield measured
-    finally:
-        handle.remove()
+    with ExitStack() as hooks:
+        hooks.callback(model.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        seen = hooks.enter_context(reading_layers(layers, read))
+        yield measured
 
 
 def _check_not_compiled(model: nn.Module) -> None:
@@ -160,13 +157,14 @@ def _forwards(
         with reading_layers(layers, read) as seen:
             undisturbed_forward(model, batch)
         every.append(seen)
-    if faults:
-        raise faults[0]
-    _check_seen(min(every, key=len), layers)
-    device = collected[0][0].device
-    rows = [row[0] if len(row) == 1 else torch.cat(row) for row in collected]
-    packed = torch.stack([row.to(device) for row in rows]).cpu()
+    _check_seen(min(every, key=len), layers, faults)
+    packed = _on_host([row[0] if len(row) == 1 else torch.cat(row) for row in collected])
     return torch.split(packed, [len(batch) for batch in batches], dim=1), widths[0]
+
+
+def _on_host(rows: Sequence[Tensor]) -> Tensor:
+    """Statistics of h_0 … h_L, which may lie on several devices, by one transfer."""
+    return torch.stack([row.to(rows[0].device) for row in rows]).cpu()
 
 
 def precision_of(model: nn.Module) -> str:
@@ -241,7 +239,9 @@ def reading_layers(layers: nn.ModuleList, read: Any) -> Iterator[set[int]]:
         yield seen
 
 
-def _check_seen(seen: set[int], layers: nn.ModuleList) -> None:
+def _check_seen(seen: set[int], layers: nn.ModuleList, faults: Sequence[Exception] = ()) -> None:
+    if faults:
+        raise faults[0]
     if len(seen) <= len(layers):
         raise ModelError(
             f"every block must run once in the probe's forward; of h_0 … h_{len(layers)} only {sorted(seen)} were seen"
