@@ -218,8 +218,7 @@ def overlap(args: argparse.Namespace) -> dict[str, Any]:
             source = hub_source("lab/model", "all")
             started = time.perf_counter()
             for checkpoint in source.checkpoints:
-                with source.open(checkpoint, Path(scratch) / "alone"):
-                    pass
+                source.fetch(checkpoint, Path(scratch) / "alone" / checkpoint.name)
             downloading = time.perf_counter() - started
             wall = run(source, "overlap")
     return {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +26,13 @@ from ma_monitor.cli.common import (
     say,
     table,
     user_file,
-    whole,
 )
 from ma_monitor.errors import ConfigError
 
 if TYPE_CHECKING:
     from ma_monitor.measure.probe import Probe
     from ma_monitor.replay.runner import ReplayResult
-    from ma_monitor.replay.sources import Source
+    from ma_monitor.replay.sources import Checkpoint, Source
 
 
 LEFT_OUT = 3
@@ -63,7 +61,7 @@ def add(commands: Commands) -> None:
         default="all",
         metavar="NAMES",
         help="of a Hub id: `all`, `paper` (37 of Pythia's), `log` (nearest to powers of two), names with commas "
-        "between, or a file with a name a line (default: %(default)s)",
+        "between (default: %(default)s)",
     )
     _add_probe(parser)
     parser.add_argument(
@@ -86,7 +84,6 @@ def add(commands: Commands) -> None:
     way.add_argument(
         "--follow", action="store_true", help="wait for checkpoints that a training is still writing into the folder"
     )
-    parser.add_argument("--until", type=whole, metavar="STEP", help="with --follow: end with this step or a later one")
 
 
 def _add_probe(parser: Parser) -> None:
@@ -115,22 +112,24 @@ def shard(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> int:
     """Does it."""
-    if args.until is not None and not args.follow:
-        raise ConfigError("--until ends a --follow; give both, or name --revisions")
-    if args.follow and (args.force or args.keep or args.dry_run):
-        raise ConfigError("--follow goes with none of --force, --keep and --dry-run")
-    probe_of = _probe_of(args)
-    if args.follow:
-        with _one_bar():
-            followed = _follow(probe_of, args)
-        return _tell(followed, Path(args.source).name, args)
+    from transformers.utils.logging import disable_progress_bar
+
     from ma_monitor.replay.sources import open_source
 
+    if args.follow and (args.force or args.keep or args.dry_run):
+        raise ConfigError("--follow goes with none of --force, --keep and --dry-run")
+    if args.follow and not Path(args.source).is_dir():
+        raise ConfigError(f"--follow needs a folder that exists, got {args.source!r}")
+    disable_progress_bar()  # one for each checkpoint, and the Hub's client's own
+    probe_of = _probe_of(args)
+    if args.follow:
+        return _tell(_follow(probe_of, args), Path(args.source).name, args)
     source = open_source(args.source, args.revisions, keep=Path(args.out) / "checkpoints" if args.keep else None)
+    index, workers = args.shard or (0, 1)
+    checkpoints = source.checkpoints[index::workers]
     if args.dry_run:
-        return _tell_plan(source, args)
-    with _one_bar():
-        result = _replay(source, probe_of, args)
+        return _tell_plan(source, checkpoints, args)
+    result = _replay(source, probe_of(source), checkpoints, args)
     return 0 if result is None else _tell(result, source.name, args)
 
 
@@ -150,27 +149,25 @@ def _tell(result: ReplayResult, name: str, args: argparse.Namespace) -> int:
     return code
 
 
-def _tell_plan(source: Source, args: argparse.Namespace) -> int:
+def _tell_plan(source: Source, checkpoints: Sequence[Checkpoint], args: argparse.Namespace) -> int:
     """Prints what is to be done."""
     from ma_monitor.replay.plan import plan_replay
-    from ma_monitor.replay.runner import shard_of
 
-    plan = plan_replay(source, Path(args.out), shard_of(source, args.shard or (0, 1)), anew=args.force)
+    plan = plan_replay(source, Path(args.out), checkpoints, force=args.force)
     for problem in plan.problems:
         note(f"ma-monitor: {problem}")
-    pending = list(zip(plan.pending, plan.sizes, strict=True))
     code = LEFT_OUT if plan.problems else 0
     if args.json:
-        rows = [{"step": checkpoint.step, "name": checkpoint.name, "bytes": size} for checkpoint, size in pending]
+        rows = [{"step": checkpoint.step, "name": checkpoint.name, "bytes": size} for checkpoint, size in plan.pending]
         facts = {"held": list(plan.held), "seconds": plan.seconds, "problems": list(plan.problems)}
         emit_json({"run": args.out, "model": source.name, "pending": rows, **facts})
         return code
-    if pending:
-        cells = [(number(c.step), c.name, UNKNOWN if size is None else f"{size / 1e6:,.1f}") for c, size in pending]
+    if plan.pending:
+        cells = [(number(c.step), c.name, UNKNOWN if b is None else f"{b / 1e6:,.1f}") for c, b in plan.pending]
         say(table(("step", "name", "MB"), cells))
-    total = sum(size or 0 for size in plan.sizes) / 1e9
+    total = sum(size or 0 for _, size in plan.pending) / 1e9
     pace = "time unknown until this run has measured something" if plan.seconds is None else f"~{plan.seconds:,.0f} s"
-    say(f"{count(len(pending), 'checkpoint')} to measure, {total:.3g} GB, {pace}; {len(plan.held)} held")
+    say(f"{count(len(plan.pending), 'checkpoint')} to measure, {total:.3g} GB, {pace}; {len(plan.held)} held")
     return code
 
 
@@ -184,11 +181,8 @@ def probe_of_ids(path: str) -> Probe:
 
     from ma_monitor.measure.probe import Probe
 
-    rule = "token ids must be one array [sequences, tokens] of whole numbers, saved by np.save"
-    with user_file(path, rule) as file:
+    with user_file(path, "token ids must be one array [sequences, tokens] of whole numbers, saved by np.save") as file:
         ids = np.load(file, allow_pickle=False)
-    if not isinstance(ids, np.ndarray):
-        raise ConfigError(f"{path}: {rule}, and this is an archive of several arrays")
     return Probe.from_ids(ids, source=file.name)
 
 
@@ -203,20 +197,6 @@ def read_texts(path: str) -> list[str]:
     if not texts:
         raise ConfigError(f"{path}: a probe needs text, a document a line, and this file is empty")
     return texts
-
-
-@contextmanager
-def _one_bar() -> Iterator[None]:
-    """Keeps transformers and the Hub's client from drawing a progress bar for each checkpoint beside ours."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _probe_of(args: argparse.Namespace) -> Callable[[Source], Probe]:
@@ -236,58 +216,56 @@ def _probe_of(args: argparse.Namespace) -> Callable[[Source], Probe]:
     return make
 
 
-def _replay(source: Source, probe_of: Callable[[Source], Probe], args: argparse.Namespace) -> ReplayResult | None:
-    """Replays, alone or with the other processes of a launcher."""
+def _replay(
+    source: Source, probe: Probe, checkpoints: Sequence[Checkpoint], args: argparse.Namespace
+) -> ReplayResult | None:
+    """Replays, alone or with the other processes of a launcher; None in all of those but the first."""
+    from ma_monitor.replay.runner import replay
     from ma_monitor.replay.together import launched, replay_together
 
     worker = None if args.shard else launched(os.environ)
-    probe = probe_of(source)
-    if worker is None:
-        return _measure(source, probe, Path(args.out), args, shard=args.shard or (0, 1), force=args.force)
-    if args.device == "cuda":
-        args.device = f"cuda:{worker.local}"
-
-    def share(out: Path, shard: tuple[int, int], beside: Collection[Path]) -> ReplayResult:
-        return _measure(source, probe, out, args, shard=shard, beside=beside)
-
-    return replay_together(worker, Path(args.out), share, force=args.force)
+    with _options(args) as options:
+        if worker is None:
+            return replay(source, probe, checkpoints=checkpoints, force=args.force, **options)
+        if args.device == "cuda":
+            options["device"] = f"cuda:{worker.local}"
+        return replay_together(worker, source, probe, force=args.force, **options)
 
 
 def _follow(probe_of: Callable[[Source], Probe], args: argparse.Namespace) -> ReplayResult:
-    """Replays what a training leaves, until it ends or this process is told to."""
+    """Replays what a training leaves, until it ends or the user does."""
     from ma_monitor.replay.follow import follow
+    from ma_monitor.replay.runner import replay
 
-    if not Path(args.source).is_dir():
-        raise ConfigError(f"--follow needs a folder that exists, got {args.source!r}")
     probes: list[Probe] = []
+    with _options(args) as options:
 
-    def measure(source: Source) -> ReplayResult:
-        if not probes:
-            probes.append(probe_of(source))
-        return _measure(source, probes[0], Path(args.out), args)
+        def measure(source: Source) -> ReplayResult:
+            if not probes:
+                probes.append(probe_of(source))
+            return replay(source, probes[0], **options)
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        return follow(Path(args.source), Path(args.out), measure, until=args.until)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return follow(Path(args.source), Path(args.out), measure)
 
 
-def _measure(source: Source, probe: Probe, out: Path, args: argparse.Namespace, **work: Any) -> ReplayResult:
-    """Replays under a progress bar."""
+@contextmanager
+def _options(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What every kind of replay takes, a progress bar included."""
     from tqdm import tqdm
 
     from ma_monitor.config import MonitorConfig
-    from ma_monitor.replay.runner import replay
 
-    config = MonitorConfig(ratio=args.ratio, batch_size=args.batch_size)
-    with tqdm(total=len(source.checkpoints), unit="checkpoint", disable=None) as bar:
+    with tqdm(unit="checkpoint", disable=None) as bar:
 
         def progress(done: int, total: int, name: str) -> None:
             bar.total, bar.n = total, done
             bar.set_postfix_str(printable(name))
 
-        return replay(source, probe, config, out, dtype=args.dtype, device=args.device, progress=progress, **work)
+        config = MonitorConfig(ratio=args.ratio, batch_size=args.batch_size)
+        yield {
+            "config": config,
+            "out": Path(args.out),
+            "dtype": args.dtype,
+            "device": args.device,
+            "progress": progress,
+        }

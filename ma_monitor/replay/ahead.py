@@ -2,55 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from threading import Thread
 
 from ma_monitor.replay.sources import Checkpoint
 
-Lend = Callable[[Checkpoint], AbstractContextManager[Path]]
-"""Gives a checkpoint's folder for as long as it is needed, as `Source.open` does."""
-Fetched = Future[tuple[ExitStack, Path]]
-"""What gives a checkpoint's folder back, and the folder; or why it could not be had."""
+Fetch = Callable[[Checkpoint], Path]
 
 
-def one_ahead(lend: Lend, checkpoints: Sequence[Checkpoint]) -> Generator[Fetched, None, None]:
-    """Yields checkpoint after checkpoint as soon as it is there; the next one is under way by then.
-
-    Two folders at most are lent at a time, if whoever iterates gives each back before asking for the next. Those still
-    lent when the iteration ends, however it ends, are given back too. A download that is under way then is not waited
-    for: its thread dies with the process.
-    """
-    lent: list[Fetched] = []
-    try:
-        for number, checkpoint in enumerate(checkpoints):
-            current = lent.pop() if lent else _fetch(lend, checkpoint)
-            lent = [current]
-            wait(lent)
-            lent += [_fetch(lend, following) for following in checkpoints[number + 1 : number + 2]]
-            yield current
-    finally:
-        for fetched in lent:
-            fetched.add_done_callback(_give_back)
+def one_ahead(fetch: Fetch, checkpoints: Sequence[Checkpoint]) -> Iterator[Future[Path]]:
+    """Yields checkpoint after checkpoint as soon as it is there; the next one is under way by then, and no other."""
+    ahead = [_in_background(fetch, checkpoint) for checkpoint in checkpoints[:1]]
+    for number in range(1, len(checkpoints) + 1):
+        current = ahead.pop()
+        wait([current])
+        ahead += [_in_background(fetch, following) for following in checkpoints[number : number + 1]]
+        yield current
 
 
-def _fetch(lend: Lend, checkpoint: Checkpoint) -> Fetched:
-    """Opens a checkpoint in the background."""
-    fetched: Fetched = Future()
+def _in_background(fetch: Fetch, checkpoint: Checkpoint) -> Future[Path]:
+    """Fetches in a thread that dies with the process: who interrupts a replay does not wait for a download."""
+    fetched: Future[Path] = Future()
 
     def work() -> None:
-        lent = ExitStack()
         try:
-            fetched.set_result((lent, lent.enter_context(lend(checkpoint))))
+            fetched.set_result(fetch(checkpoint))
         except BaseException as error:
             fetched.set_exception(error)
 
-    Thread(target=work, daemon=True, name=f"fetch {checkpoint.name}").start()
+    Thread(target=work, daemon=True).start()
     return fetched
-
-
-def _give_back(fetched: Fetched) -> None:
-    if fetched.exception() is None:
-        fetched.result()[0].close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -16,7 +15,6 @@ ATTEMPTS = 5
 FIRST_WAIT = 1.0
 """Seconds before the second attempt, doubled before each further one; a server's Retry-After goes before it."""
 LONGEST_WAIT = 60.0
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 LISTED = 1000
 """Models of an owner that are looked through for one of a like name."""
 
@@ -46,7 +44,7 @@ def asked(
             left -= 1
             pause = _pause(error, wait) if left else None
             if pause is None:
-                raise _explained(error, repo, revision, known, kind) from error
+                raise SourceError(_explained(error, repo, revision, known, kind)) from error
         time.sleep(pause)
         wait *= 2
 
@@ -55,11 +53,8 @@ def _pause(error: Exception, wait: float) -> float | None:
     """Seconds to wait before asking again, None where asking again cannot help."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    chain = _chain(error)
-    if any(isinstance(cause, (OfflineModeIsEnabled, HFValidationError)) for cause in chain):
-        return None
-    for cause in chain:
-        if isinstance(cause, OSError) and cause.errno in DISK_FAULTS:
+    for cause in _chain(error):
+        if isinstance(cause, (OfflineModeIsEnabled, HFValidationError)):
             return None
         if isinstance(cause, HfHubHTTPError):
             if cause.response.status_code != 429 and cause.response.status_code < 500:
@@ -69,41 +64,28 @@ def _pause(error: Exception, wait: float) -> float | None:
     return wait
 
 
-def _explained(error: Exception, repo: str, revision: str | None, known: tuple[str, ...], kind: str) -> SourceError:
+def _explained(error: Exception, repo: str, revision: str | None, known: tuple[str, ...], kind: str) -> str:
     """What went wrong on the Hub, and what to do."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
     for cause in _chain(error):
         # A gated repository's error is a subclass of the missing one's, so it must be asked for first.
-        if isinstance(cause, GatedRepoError):
-            return SourceError(f"{repo} is gated: accept its terms on its page, then log in with `hf auth login`")
-        if isinstance(cause, RepositoryNotFoundError):
+        if isinstance(cause, errors.GatedRepoError):
+            return f"{repo} is gated: accept its terms on its page, then log in with `hf auth login`"
+        if isinstance(cause, errors.RepositoryNotFoundError):
             near = _like_it(repo) if kind == "model" else ""
-            return SourceError(
+            return (
                 f"there is no folder and no public {kind} {repo!r}{near}: check the spelling, or log in if it is "
                 "private"
             )
-        if isinstance(cause, RevisionNotFoundError):
-            return SourceError(f"{repo} has no revision {revision}{nearest(str(revision), known)}")
-        if isinstance(cause, OfflineModeIsEnabled):
-            return SourceError(
-                f"{repo} cannot be read: offline mode is on; unset HF_HUB_OFFLINE, "
-                "or give a folder that you downloaded before"
-            )
-        if isinstance(cause, OSError) and cause.errno in DISK_FAULTS:
-            return SourceError(
-                f"{repo} at {revision} cannot be stored ({cause.strerror}): make room, or the disk writable"
-            )
+        if isinstance(cause, errors.RevisionNotFoundError):
+            return f"{repo} has no revision {revision}{nearest(str(revision), known)}"
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            return f"{repo} cannot be read: offline mode is on; unset HF_HUB_OFFLINE, or give a folder"
     at = f" at {revision}" if revision else ""
-    reason = str(error).strip().splitlines() or [""]
-    return SourceError(
-        f"{repo}{at} cannot be read from the Hub ({type(error).__name__}: {reason[0]}); "
-        "check the network and run the same command again"
+    return (
+        f"{repo}{at} cannot be read from the Hub ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
+        "check network and disk and run the same command again"
     )
 
 

@@ -27,7 +27,8 @@ class ModelLoader:
     """Loads checkpoint after checkpoint of one training into one model.
 
     transformers loads the first. What has the same configuration and tensors of the same names after that is poured
-    into that model's own memory; whatever differs is loaded by transformers again, once the old model is gone.
+    into that model's own memory (a head, which nothing measured depends on, may stay the first one's); whatever differs
+    is loaded by transformers again, once the old model is gone.
 
     Attributes:
         dtype: What weights are converted to; None until the first checkpoint tells how large the model is.
@@ -90,10 +91,10 @@ class ModelLoader:
         """Where the next checkpoint's tensors go; nowhere if what is measured would not be covered."""
         own_memory(model, stored)
         entries = model.state_dict()
-        found = places(stored, entries, model.base_model_prefix)
-        covered = {place.data_ptr() for place in found.values()}
-        open_ = [n for n, e in entries.items() if e.data_ptr() not in covered and _shapes_the_stream(n, model)]
-        self._places, self._names = (found, set()) if open_ else (found, set(stored))
+        self._places = places(stored, entries, model.base_model_prefix)
+        covered = {place.data_ptr() for place in self._places.values()}
+        whole = all(e.data_ptr() in covered for name, e in entries.items() if _shapes_the_stream(name, model))
+        self._names = set(stored) if whole else set()
 
 
 def default_dtype(model: nn.Module) -> torch.dtype:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ma_monitor.errors import SourceError
+from ma_monitor.replay.runner import REPLAYED, held_steps
 from ma_monitor.replay.sources import Checkpoint, Source
 from ma_monitor.runs.store import META, Run
-
-REPLAYED = re.compile(r"(?P<count>[1-9]\d*) in (?P<seconds>[\d.]+) s")
-"""What a replay notes in the run's diary, as the event ``replayed``."""
 
 
 @dataclass(frozen=True)
@@ -20,41 +17,31 @@ class ReplayPlan:
     """What is still to be measured.
 
     Attributes:
-        pending: Checkpoints in step order.
-        sizes: Bytes of the weights of each; None where that cannot be known.
+        pending: Checkpoints in step order, and bytes of the weights of each; None where that cannot be known.
         held: Steps that the run holds.
         seconds: What it may take, by the pace of the run's last replay; None where there is none.
         problems: What is left out and why, a sentence each.
     """
 
-    pending: tuple[Checkpoint, ...]
-    sizes: tuple[int | None, ...]
+    pending: tuple[tuple[Checkpoint, int | None], ...]
     held: tuple[int, ...]
     seconds: float | None
     problems: tuple[str, ...]
 
 
-def plan_replay(source: Source, out: Path, checkpoints: Sequence[Checkpoint], *, anew: bool = False) -> ReplayPlan:
-    """Plans a replay of these checkpoints; asks the source for their sizes, downloads nothing and writes nothing.
-
-    Args:
-        source: Where they are.
-        out: The run's directory; it need not be there.
-        checkpoints: What is asked for.
-        anew: Whether what the run holds is to be measured again.
-    """
+def plan_replay(source: Source, out: Path, checkpoints: Sequence[Checkpoint], *, force: bool = False) -> ReplayPlan:
+    """Plans a `replay` of these checkpoints; asks the source for their sizes, downloads nothing and writes nothing."""
     run = Run.open(out) if (out / META).is_file() else None
-    held = () if run is None or anew else tuple(int(step) for step in run.steps)
-    pending = tuple(checkpoint for checkpoint in checkpoints if checkpoint.step not in held)
-    sizes: list[int | None] = []
+    held = () if force else held_steps(out)
+    pending: list[tuple[Checkpoint, int | None]] = []
     problems = list(source.problems)
-    for checkpoint in pending:
-        try:
-            sizes.append(source.size(checkpoint))
-        except SourceError as error:
-            sizes.append(None)
-            problems.append(f"{checkpoint.name}: {error}")
-    paces = [] if run is None else [REPLAYED.fullmatch(e.message) for e in run.events if e.kind == "replayed"]
-    pace = next((float(match["seconds"]) / int(match["count"]) for match in reversed(paces) if match), None)
-    seconds = None if pace is None else pace * len(pending)
-    return ReplayPlan(pending, tuple(sizes), held, seconds, tuple(problems))
+    for checkpoint in checkpoints:
+        if checkpoint.step not in held:
+            size = None
+            try:
+                size = source.size(checkpoint)
+            except SourceError as error:
+                problems.append(f"{checkpoint.name}: {error}")
+            pending.append((checkpoint, size))
+    paces = [float(event.message.split()[0]) for event in (run.events if run else ()) if event.kind == REPLAYED]
+    return ReplayPlan(tuple(pending), held, paces[-1] * len(pending) if paces else None, tuple(problems))

@@ -82,8 +82,7 @@ def corpus_documents() -> Iterator[str]:
     try:
         hub = HfFileSystem(skip_instance_cache=True)
         # The Hub keeps a parquet copy of corpora that are in another format under a reference of its own.
-        places = (f"datasets/{CORPUS}", f"datasets/{CORPUS}@refs/convert/parquet")
-        paths = next(filter(None, (sorted(hub.glob(f"{place}/**/*.parquet")) for place in places)), [])
+        paths = sorted(hub.glob(f"datasets/{CORPUS}@refs/convert/parquet/**/*.parquet"))
         files = [ParquetFile(hub.open(path)) for path in paths]
         ends = list(itertools.accumulate(file.metadata.num_rows for file in files))
         if not ends:
@@ -113,13 +112,13 @@ def _reading(source: Source) -> tuple[Any, int]:
     """A source's tokenizer, and how many tokens its model reads at most."""
     from transformers import AutoTokenizer
 
+    last = source.checkpoints[-1]
     with tempfile.TemporaryDirectory(prefix="ma_monitor-") as scratch:
-        with source.open_record(Path(scratch)) as folder:
-            context = context_length(blank_model(folder)) or CORPUS_LENGTH
-        with source.open_tokenizer(Path(scratch)) as folder:
-            try:
-                return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), context
-            except Exception as error:  # every kind of tokenizer fails in its own way
-                raise SourceError(
-                    f"the tokenizer of {source.name} cannot be read ({type(error).__name__}: {error}); give --probe-ids"
-                ) from error
+        context = context_length(blank_model(source.fetch(last, Path(scratch), "record"))) or CORPUS_LENGTH
+        folder = source.fetch(last, Path(scratch), "tokenizer")
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), context
+        except Exception as error:  # every kind of tokenizer fails in its own way
+            raise SourceError(
+                f"the tokenizer of {source.name} cannot be read ({type(error).__name__}: {error}); give --probe-ids"
+            ) from error

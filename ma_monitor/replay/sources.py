@@ -1,27 +1,29 @@
 """Where checkpoints come from: a folder of checkpoints, a list of folders, or the revisions of a model on the Hub.
 
-A source says which checkpoints there are, in step order, what it had to leave out and why, and lends a local folder for
-one checkpoint at a time. Importing this module loads neither torch nor transformers.
+Importing this module loads neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ma_monitor.errors import SourceError
 
-STEP_NAME = re.compile(r"(?P<prefix>.*[-_])?(?:checkpoint-|step[-_]?)(?P<step>\d+)(?:-tokens\d+[KMBT])?")
+STEP_NAME = re.compile(r"(?:.*[-_])?(?:checkpoint-|step[-_]?)(?P<step>\d+)(?:-tokens\d+[KMBT])?")
 UNFINISHED = "tmp-"
 """How the name of a checkpoint begins that a Trainer is still writing, or died over."""
-TOKENIZER_FILES = re.compile(r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..+|merges\.txt")
+TOKENIZER_FILES = re.compile(r"tokenizer[^/]*|special_tokens_map\.json|added_tokens\.json|vocab\.[^/]+|merges\.txt")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+Part = Literal["model", "record", "tokenizer"]
+"""Of a checkpoint: configuration and weights; what it tells of itself (``config.json`` and, where they are kept,
+``trainer_state.json`` and ``ma_monitor/``); the tokenizer."""
 
 
 @dataclass(frozen=True, order=True)
@@ -48,22 +50,13 @@ class Source(Protocol):
         """What was left out and why, a sentence each."""
 
     def size(self, checkpoint: Checkpoint) -> int:
-        """Bytes of its weights.
+        """Bytes of its weights."""
+
+    def fetch(self, checkpoint: Checkpoint, into: Path, part: Part = "model") -> Path:
+        """A folder that holds a part of a checkpoint; what is not on this machine is downloaded ``into`` a folder.
 
         Raises:
-            SourceError: If that cannot be known.
-        """
-
-    def open(self, checkpoint: Checkpoint, scratch: Path) -> AbstractContextManager[Path]:
-        """Lends a folder that ``from_pretrained`` can read; ``scratch`` is where a source may put what it downloads."""
-
-    def open_tokenizer(self, scratch: Path) -> AbstractContextManager[Path]:
-        """Lends a folder with the tokenizer's files."""
-
-    def open_record(self, scratch: Path) -> AbstractContextManager[Path]:
-        """Lends a folder with what the last checkpoint tells of itself.
-
-        That is ``config.json`` and, where they are kept, ``trainer_state.json`` and ``ma_monitor/``.
+            SourceError: If it cannot be had.
         """
 
 
@@ -101,7 +94,7 @@ def open_source(text: str, revisions: str = "all", *, keep: Path | None = None) 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Checkpoints in folders of this machine; nothing is copied, nothing deleted."""
+    """Checkpoints in folders of this machine; nothing is copied."""
 
     name: str
     folders: Mapping[Checkpoint, Path]
@@ -116,38 +109,24 @@ class FolderSource:
         """Bytes of the checkpoint's weights."""
         return sum(file.stat().st_size for file in weight_files(self.folders[checkpoint]))
 
-    @contextmanager
-    def open(self, checkpoint: Checkpoint, scratch: Path) -> Iterator[Path]:
-        """Lends the checkpoint's own folder."""
-        yield self.folders[checkpoint]
-
-    def open_record(self, scratch: Path) -> AbstractContextManager[Path]:
-        """Lends the last checkpoint's folder."""
-        return self.open(self.checkpoints[-1], scratch)
-
-    @contextmanager
-    def open_tokenizer(self, scratch: Path) -> Iterator[Path]:
-        """Lends the last checkpoint's folder if it holds a tokenizer, else the folder around it.
+    def fetch(self, checkpoint: Checkpoint, into: Path, part: Part = "model") -> Path:
+        """The checkpoint's own folder; for the tokenizer the folder around it where it holds none.
 
         Raises:
-            SourceError: If neither holds one.
+            SourceError: If a tokenizer is asked for and neither holds one.
         """
-        last = self.folders[self.checkpoints[-1]]
-        for folder in (last, last.parent):
-            if any(TOKENIZER_FILES.fullmatch(file.name) for file in folder.iterdir()):
-                yield folder
-                return
+        own = self.folders[checkpoint]
+        for folder in (own, own.parent):
+            if part != "tokenizer" or any(TOKENIZER_FILES.fullmatch(file.name) for file in folder.iterdir()):
+                return folder
         raise SourceError(
-            f"a probe of text needs the model's tokenizer, and {last.parent} holds none; "
+            f"a probe of text needs the model's tokenizer, and {own.parent} holds none; "
             "give token ids, or put tokenizer.json into the folder"
         )
 
 
 def folder_source(root: Path) -> FolderSource:
-    """The checkpoints in a folder, or the folder itself where it is one.
-
-    Args:
-        root: An existing folder. A checkpoint in it that is only half written is left out and named.
+    """The checkpoints in a folder, or the folder itself where it is one; half-written ones are left out and named.
 
     Raises:
         SourceError: If no complete checkpoint is found.
@@ -158,14 +137,7 @@ def folder_source(root: Path) -> FolderSource:
     else:
         folders = [path for path in root.iterdir() if path.is_dir()]
     found = {Checkpoint(step, path.name): path for path in folders if (step := step_of(path.name)) is not None}
-    source = complete_ones(root.name, found)
-    if not source.folders:
-        details = "".join(f"; {problem}" for problem in source.problems)
-        raise SourceError(
-            f"a folder of checkpoints must hold checkpoint-<step> or step<step> folders with config.json and weights, "
-            f"and {root} holds none{details}"
-        )
-    return source
+    return complete_ones(root.name, found)
 
 
 def list_source(file: Path) -> FolderSource:
@@ -173,7 +145,7 @@ def list_source(file: Path) -> FolderSource:
 
     Args:
         file: A folder a line, relative to the file's own; the step stands before it where its name does not tell it
-            (``1000 exports/early``). Empty lines and those that begin with # are left out.
+            (``1000 exports/early``).
 
     Raises:
         SourceError: If the file cannot be read as text, or lists no complete checkpoint.
@@ -184,23 +156,22 @@ def list_source(file: Path) -> FolderSource:
         raise SourceError(f"{file}: a list of checkpoints must be UTF-8 text, a folder a line ({error})") from error
     found: dict[Checkpoint, Path] = {}
     problems = []
-    for line in lines:
-        if not line or line.startswith("#"):
-            continue
+    for line in filter(None, lines):
         number, _, rest = line.partition(" ")
         step, name = (int(number), rest.strip()) if number.isdecimal() and rest else (step_of(Path(line).name), line)
         if step is None:
             problems.append(f"{name} left out: its name does not tell a step; write the step before it")
         else:
             found[Checkpoint(step, name)] = file.parent / Path(name).expanduser()
-    source = complete_ones(file.stem, found, problems)
-    if not source.folders:
-        raise SourceError(f"{file} lists no complete checkpoint{''.join(f'; {p}' for p in source.problems)}")
-    return source
+    return complete_ones(file.stem, found, problems)
 
 
 def complete_ones(name: str, found: Mapping[Checkpoint, Path], problems: Iterable[str] = ()) -> FolderSource:
-    """A source of the folders that hold a whole checkpoint; the others are named among its problems."""
+    """A source of the folders that hold a whole checkpoint; the others are named among its problems.
+
+    Raises:
+        SourceError: If there is none.
+    """
     left_out = list(problems)
     whole = []
     for checkpoint, folder in found.items():
@@ -210,19 +181,22 @@ def complete_ones(name: str, found: Mapping[Checkpoint, Path], problems: Iterabl
         except SourceError as error:
             left_out.append(f"{checkpoint.name} left out: {error}")
     kept = one_per_step(whole, left_out)
+    if not kept:
+        raise SourceError(
+            f"a source must hold checkpoint-<step> or step<step> folders with config.json and weights, and "
+            f"{'; '.join([f'{name} holds none', *left_out[:3]])}"
+        )
     return FolderSource(name, {checkpoint: found[checkpoint] for checkpoint in kept}, tuple(sorted(left_out)))
 
 
 def check_whole(folder: Path) -> None:
-    """Refuses a folder that lacks a part of a checkpoint.
+    """Refuses a folder that is no whole checkpoint.
 
     Raises:
         SourceError: If something is not there.
     """
     if folder.name.startswith(UNFINISHED):
         raise SourceError(f"half written, its name begins with {UNFINISHED}")
-    if not folder.is_dir():
-        raise SourceError("there is no such folder")
     if not (folder / "config.json").is_file():
         raise SourceError("half written, there is no config.json")
     weight_files(folder)
@@ -255,19 +229,10 @@ def _shards(index: Path) -> list[Path]:
 
 
 def one_per_step(found: Iterable[Checkpoint], problems: list[str]) -> tuple[Checkpoint, ...]:
-    """Checkpoints in step order.
-
-    Of two with one step the one without a prefix is kept, else the first by name, and the other named.
-    """
+    """Checkpoints in step order; of several with one step that of the shortest name, the others being named."""
     kept: dict[int, Checkpoint] = {}
-    for checkpoint in sorted(set(found), key=lambda c: (c.step, _prefixed(c.name), c.name)):
+    for checkpoint in sorted(set(found), key=lambda c: (c.step, len(c.name), c.name)):
         first = kept.setdefault(checkpoint.step, checkpoint)
         if first is not checkpoint:
             problems.append(f"{checkpoint.name} left out: {first.name} is of the same step")
     return tuple(kept.values())
-
-
-def _prefixed(name: str) -> bool:
-    """Whether something stands before what tells the step, as in ``backup-checkpoint-10``."""
-    match = STEP_NAME.fullmatch(name)
-    return match is not None and match["prefix"] is not None

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from ma_monitor.errors import ConfigError, SourceError
-from ma_monitor.monitor import Observer
-from ma_monitor.replay.runner import ReplayResult, forget
+from ma_monitor.replay.models import checked_dtype
+from ma_monitor.replay.runner import ReplayResult, finish, forget, known_run, replay
+from ma_monitor.replay.sources import Source
 from ma_monitor.runs.merge import merge
-from ma_monitor.runs.store import META, Run
+from ma_monitor.runs.store import META
+
+if TYPE_CHECKING:
+    from ma_monitor.config import MonitorConfig
+    from ma_monitor.measure.probe import Probe
 
 SHARDS = "shards"
 """Folder in the run's directory in which each process keeps its own run until they are joined."""
 PATIENCE = timedelta(days=7)
-"""The others may take much longer than the first. One that has died is known at once, by its closed connection."""
-
-Measure = Callable[[Path, tuple[int, int], Collection[Path]], ReplayResult]
-"""Replays one shard into a run of its own, without what is held by the runs beside it."""
+"""One may take much longer than another. One that has died is known at once, by its closed connection."""
 
 
 @dataclass(frozen=True)
@@ -53,62 +56,78 @@ def launched(environment: Mapping[str, str]) -> Worker | None:
     return Worker(int(environment["RANK"]), count, int(environment.get("LOCAL_RANK", "0")))
 
 
-def replay_together(worker: Worker, out: Path, measure: Measure, *, force: bool = False) -> ReplayResult | None:
-    """Measures this process's share; the first process joins all shares once the others are done or dead.
+def replay_together(
+    worker: Worker,
+    source: Source,
+    probe: Probe,
+    config: MonitorConfig,
+    out: Path,
+    *,
+    force: bool = False,
+    dtype: str | None = None,
+    **options: Any,
+) -> ReplayResult | None:
+    """Measures this process's share of what the run does not hold; the first process joins the shares in the end.
 
-    What was measured by a process that died is kept; the same command, with any number of processes, does the rest.
+    When a process dies, the others' shares stay where they are, and the next call, with any number of processes,
+    begins with joining them.
 
     Args:
         worker: Which process this is.
+        source: As for `replay`, like all that follows.
+        probe: What is measured.
+        config: How.
         out: The run's directory.
-        measure: Replays one shard.
-        force: Forget what earlier calls measured.
+        force: Begin the run anew.
+        dtype: Of weights and arithmetic.
+        **options: The others.
 
     Returns:
         What all processes did, in the first; None in the others.
 
     Raises:
-        SourceError: If not one checkpoint can be measured.
-        StoreError: If the shares cannot be joined with each other or with the run in ``out``.
+        SourceError: If not one checkpoint can be measured, or another process died.
+        StoreError: If the run in ``out`` is of another model or probe, or the shares cannot be joined.
     """
     shards = out / SHARDS
-    with _meeting():
-        if force:
-            if worker.rank == 0:
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        if worker.rank == 0:
+            if force:
                 forget(out)
                 _remove(shards)
+            _join(shards, out)
+        with _all_alive():
             dist.barrier()
-        mine = shards / f"{worker.rank}-of-{worker.count}"
+        known = known_run(out, probe, config, checked_dtype(dtype))
+        held = set() if known is None else set(known.steps.tolist())
+        mine = [c for c in source.checkpoints if c.step not in held][worker.rank :: worker.count]
         try:
-            beside = [run for run in (out, *_runs(shards)) if run != mine and (run / META).is_file()]
-            result = measure(mine, (worker.rank, worker.count), beside)
+            share = shards / str(worker.rank)
+            result = replay(source, probe, config, share, dtype=dtype, checkpoints=mine, **options)
         except SourceError as error:
-            result = ReplayResult(mine, (), (), (str(error),))
-        if worker.rank:
-            _tell(result)
-            return None
-        results, dead = _hear(worker.count)
-    joined = _join(shards, out, whole=not dead)
-    measured = sorted({step for told in (result, *results) for step in told.measured})
-    skipped = tuple(step for step in joined if step not in measured)
-    problems = dict.fromkeys(problem for told in (result, *results) for problem in told.problems)
-    if not joined:
-        raise SourceError(f"no checkpoint could be measured: {'; '.join([*problems][:3])}")
-    late = [f"worker {rank} ended early; run the same command again for what it left" for rank in dead]
-    return ReplayResult(out, tuple(measured), skipped, (*problems, *late))
+            result = ReplayResult(out, (), (), (str(error),))
+        results: list[Any] | None = None if worker.rank else [None] * worker.count
+        with _all_alive():
+            dist.gather_object(result, results)
+    finally:
+        dist.destroy_process_group()
+    if results is None:
+        return None
+    _join(shards, out)
+    measured = tuple(sorted(step for one in results for step in one.measured))
+    problems = tuple(dict.fromkeys(problem for one in results for problem in one.problems))
+    if not measured and not held:
+        raise SourceError(f"no checkpoint could be measured: {'; '.join(problems[:3])}")
+    finish(out)
+    return ReplayResult(out, measured, tuple(sorted(held)), problems)
 
 
-def _join(shards: Path, out: Path, *, whole: bool) -> tuple[int, ...]:
-    """Joins what all processes ever measured, and says which steps that are."""
-    if runs := _runs(shards):
+def _join(shards: Path, out: Path) -> None:
+    """Joins what processes have measured, and removes their shares."""
+    if runs := sorted(meta.parent for meta in shards.glob(f"*/{META}")):
         merge(runs, out)
-        with closing(Observer(Run.open(out, writable=True))) as observer:
-            observer.finish()
-    if whole:
-        _remove(shards)
-    if not (out / META).is_file():
-        return ()
-    return tuple(int(step) for step in Run.open(out).steps)
+    _remove(shards)
 
 
 def _remove(shards: Path) -> None:
@@ -120,36 +139,10 @@ def _remove(shards: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _runs(shards: Path) -> list[Path]:
-    return sorted(meta.parent for meta in shards.glob(f"*/{META}"))
-
-
 @contextmanager
-def _meeting() -> Iterator[None]:
-    """Connects the processes."""
-    dist.init_process_group("gloo", timeout=PATIENCE)
+def _all_alive() -> Iterator[None]:
+    """Says it in the user's words when processes cannot meet because one of them has died."""
     try:
         yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _tell(result: ReplayResult) -> None:
-    try:
-        dist.send_object_list([result], dst=0)
-    except RuntimeError:  # the first process is dead; the next call joins what was measured
-        return
-
-
-def _hear(count: int) -> tuple[list[ReplayResult], list[int]]:
-    """What the other processes did, and which of them are dead."""
-    results: list[ReplayResult] = []
-    dead = []
-    for rank in range(1, count):
-        heard: list[ReplayResult | None] = [None]
-        try:
-            dist.recv_object_list(heard, src=rank)
-        except RuntimeError:
-            dead.append(rank)
-        results += [result for result in heard if result is not None]
-    return results, dead
+    except RuntimeError as error:
+        raise SourceError("another process ended early; run the same command again for what is left") from error

@@ -43,9 +43,8 @@ def stored_tensors(folder: Path) -> Iterator[Stored]:
 def places(stored: Stored, entries: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Where each tensor of a checkpoint belongs in the model that has just been loaded from it.
 
-    A tensor belongs to the entry of its name (or of its name behind the base model's prefix), else to the one entry
-    that nothing of that name claims, if shape and numbers are the same. So renamed heads are found, tied weights are
-    filled once, and whatever transformers converts on the way (fused experts) is seen not to be there.
+    A tensor belongs to the entry of its name, or of its name behind the base model's prefix, if shape and numbers are
+    the same: whatever transformers renames or converts on the way (heads, fused experts) is seen not to be there.
 
     Args:
         stored: The checkpoint's tensors.
@@ -53,25 +52,10 @@ def places(stored: Stored, entries: Mapping[str, Tensor], prefix: str) -> dict[s
         prefix: Of the base model's entries, such as ``gpt_neox``.
 
     Returns:
-        Name in the checkpoint → the model's own memory. Entries without a tensor are left out.
+        Name in the checkpoint → the model's own memory. Tensors and entries without a match are left out.
     """
-    found: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    unnamed = []
-    for name, read in stored.items():
-        entry = entries.get(name, entries.get(f"{prefix}.{name}"))
-        if entry is None:
-            unnamed.append(name)
-        elif entry.data_ptr() not in taken and _same(read(), entry):
-            found[name] = entry
-            taken.add(entry.data_ptr())
-    for name in unnamed:
-        tensor = stored[name]()
-        free = {e.data_ptr(): e for e in entries.values() if e.data_ptr() not in taken and _same(tensor, e)}
-        if len(free) == 1:
-            ((pointer, found[name]),) = free.items()
-            taken.add(pointer)
-    return found
+    named = {name: entries.get(name, entries.get(f"{prefix}.{name}")) for name in stored}
+    return {name: entry for name, entry in named.items() if entry is not None and _same(stored[name](), entry)}
 
 
 def pour(stored: Stored, into: Mapping[str, Tensor]) -> None:

@@ -35,7 +35,7 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> int:
 
     Raises:
         StoreError: If one of them is no run or was measured in another way than the first, if two hold the same step
-            with different numbers or different plans for one step, or if ``out`` cannot be written.
+            with different numbers, or if ``out`` cannot be written.
     """
     out = Path(out)
     there = (out / META).is_file()
@@ -86,16 +86,10 @@ def _joined(runs: Sequence[Run]) -> dict[int, Measurements]:
 
 
 def _plans(runs: Sequence[Run]) -> list[Plan]:
-    """The plans of all runs in order; one that says nothing gives way to one that does."""
+    """The plans of all runs in order; of several for one step the first that says something."""
     found: dict[int, Plan] = {}
-    for run in runs:
-        for plan in run.plans:
-            held = found.get(plan.from_step, plan)
-            if held.lr is None and held.total_steps is None:
-                held = plan
-            if not (plan.same_as(held) or (plan.lr is None and plan.total_steps is None)):
-                raise StoreError(
-                    f"{run.path}: what it says was planned from step {plan.from_step} on differs from the other runs"
-                )
-            found[plan.from_step] = held
+    for plan in (plan for run in runs for plan in run.plans):
+        held = found.setdefault(plan.from_step, plan)
+        if held.lr is None and held.total_steps is None:
+            found[plan.from_step] = plan
     return [found[step] for step in sorted(found)]

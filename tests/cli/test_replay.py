@@ -139,7 +139,7 @@ def test_files_that_cannot_be_read(refused: Callable[..., str], saved: Path, tmp
     assert "No such file" in refused("replay", saved, *out, "--probe-ids", tmp_path / "absent.npy")
     assert "No such file" in refused("replay", saved, *out, "--probe-text", tmp_path / "absent.txt")
     np.savez(tmp_path / "several.npz", a=np.zeros(1), b=np.zeros(1))
-    assert "an archive of several arrays" in refused("replay", saved, *out, "--probe-ids", tmp_path / "several.npz")
+    assert "probe ids must have shape" in refused("replay", saved, *out, "--probe-ids", tmp_path / "several.npz")
     (tmp_path / "empty.txt").write_text("\n \n")
     assert "this file is empty" in refused("replay", saved, *out, "--probe-text", tmp_path / "empty.txt")
     (tmp_path / "short.txt").write_text("the cat\n")

@@ -126,13 +126,6 @@ def test_checkpoints_are_measured_once_they_are_complete_until_training_ends(
     assert np.array_equal(Run.open(tmp_path / "run").ratios(), Run.open(tmp_path / "at once").ratios())
 
 
-def test_a_step_may_end_it(saved: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copying(saved, root, 0)()
-    Script(monkeypatch, nothing, copying(saved, root, 2), nothing)
-    result = follow(root, tmp_path / "run", Calls(tmp_path / "run"), until=1)
-    assert result.measured == (0, 2)
-
-
 def test_what_was_measured_before_is_kept_and_an_interrupt_ends_it(
     saved: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,19 +164,17 @@ def test_nothing_measured_is_an_error(root: Path, tmp_path: Path, monkeypatch: p
         follow(root, tmp_path / "run", Calls(tmp_path / "run"))
 
 
-def test_the_command_wants_a_folder_and_until_wants_follow(
+def test_the_command_wants_a_folder_and_nothing_that_cannot_be_done_with_it(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["replay", "lab/tiny", "--follow", "--out", str(tmp_path / "run")]) == 2
     assert "--follow needs a folder that exists, got 'lab/tiny'" in capsys.readouterr().err
-    assert main(["replay", str(root), "--until", "5", "--out", str(tmp_path / "run")]) == 2
-    assert "--until ends a --follow" in capsys.readouterr().err
     assert main(["replay", str(root), "--follow", "--force", "--out", str(tmp_path / "run")]) == 2
     assert "--follow goes with none of --force" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_command_follows_until_it_is_terminated(saved: Path, root: Path, tmp_path: Path) -> None:
+def test_the_command_follows_until_it_is_interrupted(saved: Path, root: Path, tmp_path: Path) -> None:
     copying(saved, root, 0)()
     np.save(tmp_path / "ids.npy", IDS)
     script = (
@@ -200,7 +191,7 @@ def test_the_command_follows_until_it_is_terminated(saved: Path, root: Path, tmp
                 copying(saved, root, 2)()
                 copied = True
             time.sleep(0.05)
-        one.send_signal(signal.SIGTERM)
+        one.send_signal(signal.SIGINT)
         out, _ = one.communicate(timeout=60)
     assert one.returncode == 0
     assert json.loads(out)["measured"] == [0, 2]

@@ -21,11 +21,13 @@ from tests.replay.makers import train as make_checkpoints
 from tests.training import VOCABULARY, the_run, train
 
 KILLS = 20
-STEPS = tuple(range(40))
+STEPS = tuple(range(30))
 DIFFERENT = 5
 """Numbers of steps that the run held at the kills, at least."""
 PATIENCE = 85.0
 """Seconds that the killed replay may take in all."""
+SLOW = 0.05
+"""Seconds that a revision's download takes at least, longer than from a record to the kill after it."""
 SAME = 1e-6
 """Relative: the same float32 arithmetic on weights that went through a file."""
 
@@ -47,11 +49,10 @@ KILLED = (
     "held = []\n"
     "for _ in range(kills):\n"
     "    child = live()\n"
-    "    size, grown, until = log_size(), 0, random.choice((0, 1, 2))\n"
-    "    while grown < until and os.waitpid(child, os.WNOHANG) == (0, 0):\n"
-    "        time.sleep(0.002)\n"
-    "        grown, size = grown + (log_size() != size), log_size()\n"
-    "    time.sleep(random.uniform(0, 0.1 if until else 1.0))\n"
+    "    size, early = log_size(), random.choice((True, False, False))\n"  # while it starts, or after a record
+    "    stop = time.monotonic() + (random.uniform(0, 0.3) if early else 30)\n"
+    "    while log_size() == size and time.monotonic() < stop: time.sleep(0.002)\n"
+    "    time.sleep(random.uniform(0, 0.03))\n"
     "    os.kill(child, signal.SIGKILL)\n"
     "    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9:\n"
     "        held.append(len(Run.open(out).steps) if os.path.exists(out + '/run.json') else 0)\n"
@@ -64,6 +65,7 @@ def test_a_replay_killed_at_twenty_moments_is_the_one_that_was_not(hub_server: L
     trained = make_checkpoints(tmp_path / "trained", STEPS)
     for step in STEPS:
         hub_server.put("lab/tiny", f"step{step}", trained / f"step{step}")
+    hub_server.rate = (trained / "step0" / "model.safetensors").stat().st_size / SLOW
     np.save(tmp_path / "ids.npy", IDS)
     environment = {"HF_ENDPOINT": hub_server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(

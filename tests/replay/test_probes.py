@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from transformers import GPTNeoXConfig, PreTrainedTokenizerFast
 
 from ma_monitor.errors import MissingExtraError, SourceError
 from ma_monitor.replay.probes import CORPUS, DRAWN, SEED, corpus_documents, paper_probe, text_probe
-from ma_monitor.replay.sources import FolderSource
+from ma_monitor.replay.sources import Checkpoint, FolderSource
 from tests.replay.loopback import LoopbackHub
 
 CONVERTED = "refs/convert/parquet"
@@ -49,14 +47,7 @@ def source(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> FolderSource:
         max_position_embeddings=128,
     ).save_pretrained(folder)
 
-    class Source(FolderSource):
-        @contextmanager
-        def open_record(self, scratch: Path) -> Iterator[Path]:
-            yield folder
-
-        open_tokenizer = open_record
-
-    return Source("source", {}, ())
+    return FolderSource("source", {Checkpoint(0, "step0"): folder}, ())
 
 
 @pytest.fixture
@@ -117,7 +108,6 @@ def test_text_and_passages_are_cut_to_the_context(source: FolderSource) -> None:
 
 
 def test_a_tokenizer_that_cannot_be_read_is_said_so(source: FolderSource) -> None:
-    with source.open_record(Path()) as folder:
-        (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    (source.fetch(source.checkpoints[0], Path()) / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(SourceError, match=r"the tokenizer of source cannot be read .* give --probe-ids"):
         text_probe(source)

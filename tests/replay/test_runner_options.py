@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ma_monitor.errors import ConfigError, StoreError
+from ma_monitor.errors import StoreError
 from ma_monitor.measure.probe import Probe
-from ma_monitor.replay.runner import own_scratch, replay
+from ma_monitor.replay.runner import replay
 from ma_monitor.replay.sources import Checkpoint, folder_source
 from ma_monitor.runs.merge import merge
 from ma_monitor.runs.records import Plan
@@ -44,7 +44,8 @@ def whole(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_shards_join_to_the_run_of_one_process(saved: Path, whole: Path, tmp_path: Path, count: int) -> None:
     source = folder_source(saved)
-    results = [replay(source, PROBE, None, tmp_path / str(i), shard=(i, count)) for i in range(count)]
+    shares = [source.checkpoints[i::count] for i in range(count)]
+    results = [replay(source, PROBE, None, tmp_path / str(i), checkpoints=share) for i, share in enumerate(shares)]
     assert [result.measured for result in results] == [STEPS[i::count] for i in range(count)]
 
     merge([result.run for result in results], tmp_path / "joined")
@@ -54,25 +55,9 @@ def test_shards_join_to_the_run_of_one_process(saved: Path, whole: Path, tmp_pat
 
 
 def test_a_worker_too_many_has_nothing_to_do(saved: Path, tmp_path: Path) -> None:
-    result = replay(folder_source(saved), PROBE, None, tmp_path / "run", shard=(5, 6))
+    result = replay(folder_source(saved), PROBE, None, tmp_path / "run", checkpoints=())
     assert (result.measured, result.skipped, result.problems) == ((), (), ())
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
-def test_a_shard_that_is_none_is_refused(saved: Path, tmp_path: Path, shard: tuple[int, int]) -> None:
-    with pytest.raises(ConfigError, match=f"`shard` must be one of 0/n .* got {shard[0]}/{shard[1]}"):
-        replay(folder_source(saved), PROBE, None, tmp_path / "run", shard=shard)
-
-
-def test_what_other_workers_hold_is_left_to_them(saved: Path, tmp_path: Path) -> None:
-    source = folder_source(saved)
-    others = [replay(source, PROBE, None, tmp_path / str(i), shard=(i, 4)).run for i in (1, 2)]
-    assert replay(source, PROBE, None, tmp_path / "run", beside=others).measured == (0, 9, 14)
-    nothing_left = replay(source, PROBE, None, tmp_path / "another", shard=(2, 4), beside=others)
-    assert (nothing_left.measured, nothing_left.problems) == ((), ())
-    with pytest.raises(StoreError, match="1: holds another run: probe hash was"):
-        replay(source, Probe.from_ids(IDS[:1]), None, tmp_path / "third", beside=others)
 
 
 def test_force_begins_anew_and_touches_nothing_else(saved: Path, whole: Path, tmp_path: Path) -> None:
@@ -160,8 +145,12 @@ def test_what_a_kill_left_behind_is_removed_by_the_next(saved: Path, whole: Path
 
 def test_two_replays_into_one_run_do_not_meet(saved: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with own_scratch(run / "incoming", run), pytest.raises(StoreError, match="another process replays into this run"):
-        replay(folder_source(saved), PROBE, None, run)
+
+    def meet(done: int, total: int, name: str) -> None:
+        with pytest.raises(StoreError, match="another process replays into this run"):
+            replay(folder_source(saved), PROBE, None, run)
+
+    replay(folder_source(saved), PROBE, None, run, progress=meet)
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="file.incoming: cannot be written"):
         replay(folder_source(saved), PROBE, None, tmp_path / "file")

