@@ -12,6 +12,10 @@ from hypothesis import settings
 
 SEED = 20240607
 
+# Two test processes and their children share two cores; threads that wait for one another there cost several times what
+# they gain. Read by OpenMP when it is loaded, so before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("ma_monitor", deadline=None, derandomize=True)
 settings.load_profile("ma_monitor")
 
