@@ -64,8 +64,15 @@ class MassiveActivationCallback(TrainerCallback):
             config: How to behave; the defaults work.
             probe: What to measure.
             run_dir: Where to keep the run.
+
+        Raises:
+            ConfigError: If there is a probe and training batches are to be read.
         """
         self.config = config or MonitorConfig()
+        if probe is not None and self.config.source == "train_batch":
+            raise ConfigError(
+                'a callback takes no probe with source="train_batch", which reads the training\'s own batches'
+            )
         self.monitor: Monitor | None = None
         self._main = True
         self._probe = probe
@@ -87,7 +94,8 @@ class MassiveActivationCallback(TrainerCallback):
     ) -> None:
         """Opens the run, or continues it where the training is resumed."""
         model = kwargs["model"]
-        self._reading.close()
+        with self._guarded():
+            self._reading.close()
         if self.monitor is not None:
             self.monitor.close()
             self.monitor = None

@@ -22,9 +22,10 @@ class MonitorConfig:
         every: Updates between measurements. Step 0, Pythia's powers of two up to 512 and the last step come besides.
         k: Largest entries kept per sequence.
         ratio: How the probe's sequences are reduced: ``ratio_of_means`` (Eq. 8) or ``mean_of_ratios`` (Eq. 6 and 7).
-        batch_size: Probe sequences per forward; None for all at once.
+        batch_size: Probe sequences per forward; None for all at once. With ``source="train_batch"``, how many sequences
+            of a training batch are read; None for 10.
         source: What is read at due steps: the fixed ``probe``, or the training's own forward, ``train_batch``, which
-            costs no forward of its own but has other text every time.
+            costs no forward of its own but has other text every time, padding included.
         strict: Raise what would otherwise be warned about once and recorded. For tests, never for a real training.
     """
 

@@ -284,11 +284,11 @@ class Monitor(Observer):
             measured: Any = None
             with self.timed(), self._guarded("reading the training's forward"):
                 reading = reading_training(self._model(), k=self.config.k, sequences=self._meta.probe.sequences)
-                measured = hooks.enter_context(reading)
+                measured = self._team.agreed(lambda: hooks.enter_context(reading))
             yield
             if measured is not None:
                 with self.timed(), self._guarded("reading the training's forward"):
-                    measurements = measured(step)
+                    measurements = self._team.agreed(lambda: measured(step))
         if measurements is not None:
             self._take(measurements, final=False)
 

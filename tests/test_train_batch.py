@@ -207,6 +207,11 @@ def test_a_probe_goes_with_its_source(source: Any, probe: Probe | None, got: str
         Monitor(tiny_llama(), probe, MonitorConfig(source=source), run_dir=tmp_path)
 
 
+def test_a_callback_takes_no_probe_with_training_batches() -> None:
+    with pytest.raises(ConfigError, match='a callback takes no probe with source="train_batch"'):
+        MassiveActivationCallback(CONFIG, probe=Probe.from_ids([[1, 2, 3]]))
+
+
 def test_a_source_must_be_known() -> None:
     with pytest.raises(ConfigError, match="`source` must be one of probe, train_batch, got 'batch'"):
         MonitorConfig(source="batch")  # type: ignore[arg-type]

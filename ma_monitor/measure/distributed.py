@@ -142,14 +142,15 @@ def resharded(modules: Sequence[nn.Module]) -> Iterator[None]:
 
     A forward without a backward leaves the outermost module's parameters whole: an update would not reach those.
     """
-    yield
-    if "torch.distributed.fsdp" not in sys.modules:  # where it was never loaded nothing is sharded by it
-        return
-    from torch.distributed.fsdp import FSDPModule
+    try:
+        yield
+    finally:
+        if "torch.distributed.fsdp" in sys.modules:  # where it was never loaded nothing is sharded by it
+            from torch.distributed.fsdp import FSDPModule
 
-    for module in modules:
-        if isinstance(module, FSDPModule):
-            module.reshard()
+            for module in modules:
+                if isinstance(module, FSDPModule):
+                    module.reshard()
 
 
 def _data_parallel_wrapper(model: nn.Module) -> Any:

@@ -61,8 +61,8 @@ def reading_training(model: nn.Module, *, k: int, sequences: int) -> Iterator[Ca
 
     Nothing is run besides, and nothing is raised in that forward. One without gradients (sampling, a reference) is
     passed over. A block that runs again, as gradient checkpointing has it in the backward, counts once. The first
-    ``sequences`` of the batch are read; where it has fewer, the rest is unknown. Token ids are known where the model is
-    called with those of the stream that is read.
+    ``sequences`` of the batch are read, padding and all; where it has fewer, the rest is unknown. Token ids are known
+    where the model is called with those of the stream that is read.
 
     Args:
         model: As the training calls it, but not compiled.
@@ -85,7 +85,7 @@ def reading_training(model: nn.Module, *, k: int, sequences: int) -> Iterator[Ca
         try:
             hidden = _hidden(value, row)
             found["shape"] = hidden.shape
-            packed[row] = statistics_of(hidden[:sequences], k).packed
+            packed[row] = statistics_of(hidden.detach()[:sequences], k).packed
         except Exception as fault:
             faults[:] = faults or [fault]
         if row == len(layers):

@@ -29,7 +29,7 @@ def supports(hidden: Tensor) -> bool:
         and hidden.is_contiguous()
         and hidden.data_ptr() % 4 == 0
         and length % 2 == 0  # half precision is read two entries at a time
-        and 0 < length < 2**29  # places within a sequence are int32, programs along an axis at most 65,535
+        and 0 < length <= 65535 * kernels.CHUNK.value  # programs along an axis
     )
 
 

@@ -102,7 +102,7 @@ def activation_statistics(hidden: Tensor, k: int, *, backend: Backend | None = N
             f"got {hidden.dtype} of shape {tuple(hidden.shape)}"
         )
     hidden = hidden.detach()
-    if backend != "torch" and (backend == "triton" or (hidden.is_cuda and _has_triton())):
+    if backend != "torch" and (backend == "triton" or (hidden.is_cuda and _has_triton(hidden.device))):
         from ma_monitor.measure import launch
 
         if launch.supports(hidden):
@@ -114,14 +114,14 @@ def activation_statistics(hidden: Tensor, k: int, *, backend: Backend | None = N
 
 
 @functools.cache
-def _has_triton() -> bool:
-    """Whether Triton's kernels can be built and run here, tried once: that takes a compiler, a cache folder, a GPU."""
+def _has_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels can be built and run there, tried once: that takes a compiler, a cache folder, a GPU."""
     try:
         from ma_monitor.measure import launch
 
         for dtype in launch.DTYPES:
-            launch.packed_statistics(torch.zeros(1, 1, 2, dtype=dtype, device="cuda"), 1)
-        torch.cuda.synchronize()
+            launch.packed_statistics(torch.zeros(1, 1, 2, dtype=dtype, device=device), 1)
+        torch.cuda.synchronize(device)
     except Exception as error:
         _LOGGER.warning("ma_monitor: Triton's kernels cannot be used here, PyTorch's slower ones are: %s", error)
         return False
