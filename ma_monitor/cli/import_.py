@@ -116,4 +116,4 @@ def from_hub(repo: str, revision: str | None) -> Iterator[tuple[Path, str]]:
 
     with tempfile.TemporaryDirectory(prefix="ma_monitor-") as scratch:
         folder = Path(scratch, repo.rpartition("/")[2])
-        yield asked(lambda: fetch(folder), repo, revision, (), kind="data set")
+        yield asked(lambda: fetch(folder), repo, revision, kind="data set")

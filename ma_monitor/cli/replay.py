@@ -190,13 +190,10 @@ def read_texts(path: str) -> list[str]:
     """The documents of a text file, one a line, empty lines left out.
 
     Raises:
-        ConfigError: If the file cannot be read or holds no text.
+        ConfigError: If the file cannot be read as text.
     """
     with user_file(path, "a probe's text must be UTF-8, a document a line") as file:
-        texts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not texts:
-        raise ConfigError(f"{path}: a probe needs text, a document a line, and this file is empty")
-    return texts
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _probe_of(args: argparse.Namespace) -> Callable[[Source], Probe]:
@@ -223,13 +220,12 @@ def _replay(
     from ma_monitor.replay.runner import replay
     from ma_monitor.replay.together import launched, replay_together
 
-    worker = None if args.shard else launched(os.environ)
     with _options(args) as options:
-        if worker is None:
+        if args.shard or not launched():
             return replay(source, probe, checkpoints=checkpoints, force=args.force, **options)
         if args.device == "cuda":
-            options["device"] = f"cuda:{worker.local}"
-        return replay_together(worker, source, probe, force=args.force, **options)
+            options["device"] = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        return replay_together(source, probe, force=args.force, **options)
 
 
 def _follow(probe_of: Callable[[Source], Probe], args: argparse.Namespace) -> ReplayResult:

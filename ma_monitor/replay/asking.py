@@ -19,16 +19,13 @@ LISTED = 1000
 """Models of an owner that are looked through for one of a like name."""
 
 
-def asked(
-    question: Callable[[], Result], repo: str, revision: str | None, known: tuple[str, ...], *, kind: str = "model"
-) -> Result:
+def asked(question: Callable[[], Result], repo: str, revision: str | None = None, *, kind: str = "model") -> Result:
     """The Hub's answer, asked again while the server is busy or cannot be reached.
 
     Args:
         question: Asks the client.
         repo: Which repository it is about.
         revision: Which revision, where it is about one.
-        known: Revisions that there are, to name the nearest.
         kind: What the repository holds, in words.
 
     Raises:
@@ -44,7 +41,7 @@ def asked(
             left -= 1
             pause = _pause(error, wait) if left else None
             if pause is None:
-                raise SourceError(_explained(error, repo, revision, known, kind)) from error
+                raise SourceError(_explained(error, repo, revision, kind)) from error
         time.sleep(pause)
         wait *= 2
 
@@ -64,7 +61,7 @@ def _pause(error: Exception, wait: float) -> float | None:
     return wait
 
 
-def _explained(error: Exception, repo: str, revision: str | None, known: tuple[str, ...], kind: str) -> str:
+def _explained(error: Exception, repo: str, revision: str | None, kind: str) -> str:
     """What went wrong on the Hub, and what to do."""
     from huggingface_hub import errors
 
@@ -79,7 +76,7 @@ def _explained(error: Exception, repo: str, revision: str | None, known: tuple[s
                 "private"
             )
         if isinstance(cause, errors.RevisionNotFoundError):
-            return f"{repo} has no revision {revision}{nearest(str(revision), known)}"
+            return f"{repo} has no revision {revision}"
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return f"{repo} cannot be read: offline mode is on; unset HF_HUB_OFFLINE, or give a folder"
     at = f" at {revision}" if revision else ""

@@ -34,7 +34,7 @@ def follow(root: Path, out: Path, measure: Callable[[FolderSource], ReplayResult
         What was done in all.
 
     Raises:
-        SourceError: If nothing was measured.
+        SourceError: If nothing was, or nothing of the first that are whole can be, measured.
     """
     held = held_steps(out)
     before: dict[Checkpoint, Stamp] = {}
@@ -47,9 +47,11 @@ def follow(root: Path, out: Path, measure: Callable[[FolderSource], ReplayResult
             if any(tried.get(checkpoint) != stamp for checkpoint, stamp in settled.items()):
                 tried = settled
                 try:
-                    problems = measure(complete_ones(root.name, {c: root / c.name for c in settled})).problems
-                except SourceError as error:
+                    source = complete_ones(root.name, {c: root / c.name for c in settled})
+                except SourceError as error:  # none is whole yet
                     problems = (str(error),)
+                else:
+                    problems = measure(source).problems
             if any(_ended(root / checkpoint.name) for checkpoint in settled):
                 break
             before = now

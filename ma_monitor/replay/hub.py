@@ -40,7 +40,6 @@ class HubSource:
     name: str
     checkpoints: tuple[Checkpoint, ...]
     problems: tuple[str, ...]
-    revisions: tuple[str, ...]
     keep: Path | None = None
 
     def size(self, checkpoint: Checkpoint) -> int:
@@ -49,7 +48,7 @@ class HubSource:
         Raises:
             SourceError: If the revision cannot be reached or has no weights.
         """
-        info = asked(lambda: self._info(checkpoint), self.name, checkpoint.name, self.revisions)
+        info = asked(lambda: self._info(checkpoint), self.name, checkpoint.name)
         return sum(file.size or 0 for file in self._files(info, "model") if file.rfilename != "config.json")
 
     def fetch(self, checkpoint: Checkpoint, into: Path, part: Part = "model") -> Path:
@@ -76,7 +75,7 @@ class HubSource:
                 raise OSError(f"{', '.join(broken)} came with another size or SHA-256 than the Hub lists")
             return folder
 
-        return asked(download, self.name, checkpoint.name, self.revisions)
+        return asked(download, self.name, checkpoint.name)
 
     def _info(self, checkpoint: Checkpoint) -> ModelInfo:
         from huggingface_hub import HfApi
@@ -115,10 +114,10 @@ def hub_source(repo: str, revisions: str, *, keep: Path | None = None) -> Source
         folders = _cached(repo)
         checkpoints = _chosen(repo, revisions, tuple(folders), problems)
         return complete_ones(repo, {checkpoint: folders[checkpoint.name] for checkpoint in checkpoints}, problems)
-    refs = asked(lambda: HfApi().list_repo_refs(repo), repo, None, ())
-    asked(lambda: HfApi().auth_check(repo), repo, None, ())  # else a gated model would be refused at each revision
+    refs = asked(lambda: HfApi().list_repo_refs(repo), repo)
+    asked(lambda: HfApi().auth_check(repo), repo)  # else a gated model would be refused at each revision
     known = tuple(ref.name for ref in (*refs.branches, *refs.tags))
-    return HubSource(repo, _chosen(repo, revisions, known, problems), tuple(problems), known, keep)
+    return HubSource(repo, _chosen(repo, revisions, known, problems), tuple(problems), keep)
 
 
 def _cached(repo: str) -> dict[str, Path]:
@@ -151,9 +150,17 @@ def _chosen(repo: str, revisions: str, known: Sequence[str], problems: list[str]
     if revisions in ("all", "log"):
         names = [name for name in known if step_of(name) is not None]
     else:
-        given = PAPER_REVISIONS if revisions == "paper" else filter(None, map(str.strip, revisions.split(",")))
-        names = [name for name in given if _usable(name, known, problems)]
-    checkpoints = one_per_step([Checkpoint(step_of(name) or 0, name) for name in names], problems)
+        names = [*PAPER_REVISIONS] if revisions == "paper" else revisions.replace(",", " ").split()
+    found = []
+    for name in names:
+        step = step_of(name)
+        if name not in known:
+            problems.append(f"{name} left out: no such revision{nearest(name, known)}")
+        elif step is None:
+            problems.append(f"{name} left out: its name does not tell a step, as step1000 does")
+        else:
+            found.append(Checkpoint(step, name))
+    checkpoints = one_per_step(found, problems)
     if not checkpoints:
         raise SourceError(
             f"revisions must be `all`, `log`, `paper` or names such as step0,step1000, and {repo} has none of "
@@ -169,17 +176,6 @@ def _spread(checkpoints: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
     for power in range(checkpoints[-1].step.bit_length()):
         kept.add(min(later, key=lambda checkpoint: abs(math.log2(checkpoint.step) - power)))
     return tuple(sorted(kept))
-
-
-def _usable(name: str, known: Sequence[str], problems: list[str]) -> bool:
-    """Whether a revision that was asked for exists and tells its step; if not, why is added to the problems."""
-    if name not in known:
-        problems.append(f"{name} left out: no such revision{nearest(name, known)}")
-    elif step_of(name) is None:
-        problems.append(f"{name} left out: its name does not tell a step, as step1000 does")
-    else:
-        return True
-    return False
 
 
 def _intact(file: Path, listed: RepoSibling) -> bool:

@@ -84,28 +84,21 @@ def corpus_documents() -> Iterator[str]:
         # The Hub keeps a parquet copy of corpora that are in another format under a reference of its own.
         paths = sorted(hub.glob(f"datasets/{CORPUS}@refs/convert/parquet/**/*.parquet"))
         files = [ParquetFile(hub.open(path)) for path in paths]
-        ends = list(itertools.accumulate(file.metadata.num_rows for file in files))
+        groups = [(file, group) for file in files for group in range(file.num_row_groups)]
+        ends = list(itertools.accumulate(file.metadata.row_group(group).num_rows for file, group in groups))
         if not ends:
             raise FileNotFoundError("no parquet files")
         for row in np.random.RandomState(SEED).choice(ends[-1], min(DRAWN, ends[-1]), replace=False):
             number = bisect.bisect_right(ends, row)
-            yield _document(files[number], int(row) - (ends[number - 1] if number else 0))
+            file, group = groups[number]
+            texts = file.read_row_group(group, columns=["text"])["text"]
+            yield str(texts[len(texts) - (ends[number] - int(row))].as_py())
     except Exception as error:  # the client's, its HTTP library's and pyarrow's
         reason = " ".join(str(error).split())[:200]
         raise SourceError(
             f"the paper's corpus {CORPUS} cannot be had ({type(error).__name__}: {reason}); give your own text by "
             "--probe-text or ids by --probe-ids, or measure the built-in passages (--probe builtin)"
         ) from error
-
-
-def _document(file: Any, row: int) -> str:
-    """The text of one row of a parquet file."""
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if row < rows:
-            return str(file.read_row_group(group, columns=["text"])["text"][row].as_py())
-        row -= rows
-    raise IndexError(row)
 
 
 def _reading(source: Source) -> tuple[Any, int]:

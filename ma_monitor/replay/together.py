@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from ma_monitor.errors import ConfigError, SourceError
+from ma_monitor.errors import SourceError
 from ma_monitor.replay.models import checked_dtype
-from ma_monitor.replay.runner import ReplayResult, finish, forget, known_run, replay
+from ma_monitor.replay.runner import ReplayResult, finish, forget, held_steps, known_run, replay
 from ma_monitor.replay.sources import Source
 from ma_monitor.runs.merge import merge
 from ma_monitor.runs.store import META
@@ -29,35 +29,12 @@ PATIENCE = timedelta(days=7)
 """One may take much longer than another. One that has died is known at once, by its closed connection."""
 
 
-@dataclass(frozen=True)
-class Worker:
-    """One of ``count`` processes; ``local`` is its number on its own machine, which is that of its GPU."""
-
-    rank: int
-    count: int
-    local: int
-
-
-def launched(environment: Mapping[str, str]) -> Worker | None:
-    """Which process of a launcher this is; None where there is no launcher, or it started a single process.
-
-    Raises:
-        ConfigError: If the launcher does not tell where the processes meet.
-    """
-    count = int(environment.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return None
-    absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
-    if absent:
-        raise ConfigError(
-            f"WORLD_SIZE is {count}, so a launcher must set {', '.join(absent)} too; start with accelerate or "
-            "torchrun, or give each process its own --shard i/n and --out, and join their runs by `ma-monitor merge`"
-        )
-    return Worker(int(environment["RANK"]), count, int(environment.get("LOCAL_RANK", "0")))
+def launched() -> bool:
+    """Whether a launcher started this process together with others."""
+    return {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def replay_together(
-    worker: Worker,
     source: Source,
     probe: Probe,
     config: MonitorConfig,
@@ -73,7 +50,6 @@ def replay_together(
     begins with joining them.
 
     Args:
-        worker: Which process this is.
         source: As for `replay`, like all that follows.
         probe: What is measured.
         config: How.
@@ -91,23 +67,24 @@ def replay_together(
     """
     shards = out / SHARDS
     dist.init_process_group("gloo", timeout=PATIENCE)
+    rank, count = dist.get_rank(), dist.get_world_size()
     try:
-        if worker.rank == 0:
+        if rank == 0:
             if force:
                 forget(out)
                 _remove(shards)
             _join(shards, out)
         with _all_alive():
             dist.barrier()
-        known = known_run(out, probe, config, checked_dtype(dtype))
-        held = set() if known is None else set(known.steps.tolist())
-        mine = [c for c in source.checkpoints if c.step not in held][worker.rank :: worker.count]
+        known_run(out, probe, config, checked_dtype(dtype))  # refuses another one
+        held = held_steps(out)
+        mine = [c for c in source.checkpoints if c.step not in held][rank::count]
         try:
-            share = shards / str(worker.rank)
+            share = shards / str(rank)
             result = replay(source, probe, config, share, dtype=dtype, checkpoints=mine, **options)
         except SourceError as error:
             result = ReplayResult(out, (), (), (str(error),))
-        results: list[Any] | None = None if worker.rank else [None] * worker.count
+        results: list[Any] | None = None if rank else [None] * count
         with _all_alive():
             dist.gather_object(result, results)
     finally:
@@ -120,7 +97,7 @@ def replay_together(
     if not measured and not held:
         raise SourceError(f"no checkpoint could be measured: {'; '.join(problems[:3])}")
     finish(out)
-    return ReplayResult(out, measured, tuple(sorted(held)), problems)
+    return ReplayResult(out, measured, held, problems)
 
 
 def _join(shards: Path, out: Path) -> None:

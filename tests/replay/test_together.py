@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from ma_monitor.config import MonitorConfig
-from ma_monitor.errors import ConfigError, SourceError, StoreError
+from ma_monitor.errors import SourceError, StoreError
 from ma_monitor.measure.probe import Probe
 from ma_monitor.replay.runner import ReplayResult, replay
 from ma_monitor.replay.sources import folder_source
-from ma_monitor.replay.together import Worker, launched, replay_together
+from ma_monitor.replay.together import replay_together
 from ma_monitor.runs.store import Run
 from tests.replay.makers import FILES, IDS, contents, train
 
@@ -42,66 +42,57 @@ def alone(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return replay(folder_source(saved), PROBE, None, tmp_path_factory.mktemp("alone") / "run").run
 
 
-def test_a_launcher_is_known_by_its_environment() -> None:
-    meet = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    assert launched({}) is None
-    assert launched({"WORLD_SIZE": "1", "RANK": "0"}) is None
-    assert launched({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"} | meet) == Worker(3, 4, 1)
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2, so a launcher must set RANK, MASTER_ADDR, MASTER_PORT too"):
-        launched({"WORLD_SIZE": "2"})
-
-
 @pytest.fixture
-def only(monkeypatch: pytest.MonkeyPatch) -> Worker:
-    """A worker that meets nobody: shares of others are made beforehand."""
+def alone_in_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher's only process: shares of others are made beforehand."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     for name, value in {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, value)
-    return Worker(0, 1, 0)
 
 
-def test_what_dead_processes_measured_is_kept_and_the_rest_resumes(
-    saved: Path, alone: Path, tmp_path: Path, only: Worker
-) -> None:
+@pytest.mark.usefixtures("alone_in_the_group")
+def test_what_dead_processes_measured_is_kept_and_the_rest_resumes(saved: Path, alone: Path, tmp_path: Path) -> None:
     run, source = tmp_path / "run", folder_source(saved)
     for rank, share in enumerate((source.checkpoints[:2], source.checkpoints[4:5])):
         replay(source, PROBE, None, run / "shards" / str(rank), checkpoints=share)
 
-    result = replay_together(only, source, PROBE, MonitorConfig(), run)
+    result = replay_together(source, PROBE, MonitorConfig(), run)
 
     assert result == ReplayResult(run, (2, 4, 8), (0, 1, 6), ())
     assert contents(run) == contents(alone)
     assert sorted(path.name for path in run.iterdir()) == sorted([*FILES, "events.jsonl"])
 
 
-def test_another_probe_is_refused_and_force_begins_anew(saved: Path, alone: Path, tmp_path: Path, only: Worker) -> None:
+@pytest.mark.usefixtures("alone_in_the_group")
+def test_another_probe_is_refused_and_force_begins_anew(saved: Path, alone: Path, tmp_path: Path) -> None:
     run, source, other = tmp_path / "run", folder_source(saved), Probe.from_ids(IDS[:2])
     replay(source, other, None, run, checkpoints=source.checkpoints[:1])
     replay(source, other, None, run / "shards" / "0", checkpoints=source.checkpoints[1:2])
     with pytest.raises(StoreError, match="holds another run: probe"):
-        replay_together(only, source, PROBE, MonitorConfig(), run)
-    result = replay_together(only, source, PROBE, MonitorConfig(), run, force=True)
+        replay_together(source, PROBE, MonitorConfig(), run)
+    result = replay_together(source, PROBE, MonitorConfig(), run, force=True)
     assert result == ReplayResult(run, STEPS, (), ())
     assert contents(run) == contents(alone)
 
 
+@pytest.mark.usefixtures("alone_in_the_group")
 def test_nothing_measured_or_a_process_that_died_is_an_error(
-    saved: Path, tmp_path: Path, only: Worker, monkeypatch: pytest.MonkeyPatch
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = Path(shutil.copytree(saved, tmp_path / "broken"))
     for file in broken.glob("*/model.safetensors"):
         file.write_bytes(b"cut")
     with pytest.raises(SourceError, match="no checkpoint could be measured: no checkpoint of broken"):
-        replay_together(only, folder_source(broken), PROBE, MonitorConfig(), tmp_path / "run")
+        replay_together(folder_source(broken), PROBE, MonitorConfig(), tmp_path / "run")
 
     def closed(*_: object) -> None:
         raise RuntimeError("Connection closed by peer")
 
     monkeypatch.setattr("torch.distributed.gather_object", closed)
     with pytest.raises(SourceError, match="another process ended early; run the same command again"):
-        replay_together(only, folder_source(saved), PROBE, MonitorConfig(), tmp_path / "run")
+        replay_together(folder_source(saved), PROBE, MonitorConfig(), tmp_path / "run")
     assert Run.open(tmp_path / "run" / "shards" / "0").steps.tolist() == list(STEPS)
 
 
