@@ -171,46 +171,24 @@ def _tell_plan(source: Source, checkpoints: Sequence[Checkpoint], args: argparse
     return code
 
 
-def probe_of_ids(path: str) -> Probe:
-    """The probe of a ``.npy`` file of token ids.
-
-    Raises:
-        ConfigError: If the file cannot be read or holds something else.
-    """
+def _probe_of(args: argparse.Namespace) -> Callable[[Source], Probe]:
+    """What makes the probe that the user means for a source; files are read at once, before any network is asked."""
     import numpy as np
 
     from ma_monitor.measure.probe import Probe
+    from ma_monitor.replay.probes import paper_probe, text_probe
 
-    with user_file(path, "token ids must be one array [sequences, tokens] of whole numbers, saved by np.save") as file:
-        ids = np.load(file, allow_pickle=False)
-    return Probe.from_ids(ids, source=file.name)
-
-
-def read_texts(path: str) -> list[str]:
-    """The documents of a text file, one a line, empty lines left out.
-
-    Raises:
-        ConfigError: If the file cannot be read as text.
-    """
-    with user_file(path, "a probe's text must be UTF-8, a document a line") as file:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _probe_of(args: argparse.Namespace) -> Callable[[Source], Probe]:
-    """What makes the probe that the user means for a source; files are read at once, before any network is asked."""
     if args.probe_ids is not None:
-        given = probe_of_ids(args.probe_ids)
+        rule = "token ids must be one array [sequences, tokens] of whole numbers, saved by np.save"
+        with user_file(args.probe_ids, rule) as file:
+            ids = np.load(file, allow_pickle=False)
+        given = Probe.from_ids(ids, source=file.name)
         return lambda source: given
-    texts = None if args.probe_text is None else read_texts(args.probe_text)
-
-    def make(source: Source) -> Probe:
-        from ma_monitor.replay.probes import paper_probe, text_probe
-
-        if texts is not None:
-            return text_probe(source, texts, Path(args.probe_text).name)
-        return paper_probe(source) if args.probe == "paper" else text_probe(source)
-
-    return make
+    if args.probe_text is not None:
+        with user_file(args.probe_text, "a probe's text must be UTF-8, a document a line") as file:
+            texts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return lambda source: text_probe(source, texts, file.name)
+    return paper_probe if args.probe == "paper" else text_probe
 
 
 def _replay(

@@ -14,7 +14,7 @@ from ma_monitor.replay.asking import asked, nearest
 from ma_monitor.replay.sources import TOKENIZER_FILES, Checkpoint, Part, Source, complete_ones, one_per_step, step_of
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+    from huggingface_hub.hf_api import RepoSibling
 
 FILES: dict[Part, tuple[re.Pattern[str], ...]] = {
     "model": (
@@ -48,8 +48,8 @@ class HubSource:
         Raises:
             SourceError: If the revision cannot be reached or has no weights.
         """
-        info = asked(lambda: self._info(checkpoint), self.name, checkpoint.name)
-        return sum(file.size or 0 for file in self._files(info, "model") if file.rfilename != "config.json")
+        _, files = asked(lambda: self._files(checkpoint, "model"), self.name, checkpoint.name)
+        return sum(file.size or 0 for file in files if file.rfilename != "config.json")
 
     def fetch(self, checkpoint: Checkpoint, into: Path, part: Part = "model") -> Path:
         """Downloads a part of one revision: safetensors, `.bin` only where there are none.
@@ -62,11 +62,10 @@ class HubSource:
         folder = self.keep / checkpoint.name.replace("/", "-") if self.keep and part == "model" else into
 
         def download() -> Path:
-            info = self._info(checkpoint)
-            files = self._files(info, part)
+            commit, files = self._files(checkpoint, part)
             names = [file.rfilename for file in files]
             # The commit instead of the branch: one state for all files, and no reference left in the user's cache.
-            snapshot_download(self.name, revision=info.sha, local_dir=folder, allow_patterns=names)
+            snapshot_download(self.name, revision=commit, local_dir=folder, allow_patterns=names)
             # A client that loses the network may give what it has, and it compares no checksums.
             broken = [file.rfilename for file in files if not _intact(folder / file.rfilename, file)]
             for broken_name in broken:
@@ -77,21 +76,19 @@ class HubSource:
 
         return asked(download, self.name, checkpoint.name)
 
-    def _info(self, checkpoint: Checkpoint) -> ModelInfo:
-        from huggingface_hub import HfApi
-
-        return HfApi().model_info(self.name, revision=checkpoint.name, files_metadata=True)
-
-    def _files(self, info: ModelInfo, part: Part) -> list[RepoSibling]:
-        """The files of a part.
+    def _files(self, checkpoint: Checkpoint, part: Part) -> tuple[str | None, list[RepoSibling]]:
+        """A revision's commit, and the files of a part.
 
         Raises:
             SourceError: If the configuration, or what the part is about, is not there.
         """
+        from huggingface_hub import HfApi
+
+        info = HfApi().model_info(self.name, revision=checkpoint.name, files_metadata=True)
         listed = {file.rfilename: file for file in info.siblings or ()}
         for pattern in FILES[part] if "config.json" in listed else ():
             if names := [name for name in listed if pattern.fullmatch(name)]:
-                return [listed[name] for name in dict.fromkeys(["config.json", *names])]
+                return info.sha, [listed[name] for name in dict.fromkeys(["config.json", *names])]
         raise SourceError(f"{self.name} holds no configuration, weights or tokenizer to use")
 
 

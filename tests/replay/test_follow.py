@@ -164,6 +164,19 @@ def test_nothing_measured_is_an_error(root: Path, tmp_path: Path, monkeypatch: p
         follow(root, tmp_path / "run", Calls(tmp_path / "run"))
 
 
+def test_what_is_not_whole_is_waited_for_and_named(
+    saved: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "checkpoint-7").mkdir()
+    Script(monkeypatch, nothing)
+    with pytest.raises(SourceError, match="was measured: .*checkpoint-7 left out: half written"):
+        follow(root, tmp_path / "run", Calls(tmp_path / "run"))
+    Script(monkeypatch, nothing, copying(saved, root, 9), nothing)
+    result = follow(root, tmp_path / "run", Calls(tmp_path / "run"))
+    assert result.measured == (9,)
+    assert result.problems == ("checkpoint-7 left out: half written, there is no config.json",)
+
+
 def test_the_command_wants_a_folder_and_nothing_that_cannot_be_done_with_it(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
