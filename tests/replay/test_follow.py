@@ -26,6 +26,8 @@ from tests.replay.makers import IDS, train
 
 STEPS = (0, 2, 5, 9)
 PROBE = Probe.from_ids(IDS)
+PATIENCE = 60.0
+"""Seconds after which a command is taken for hung."""
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,24 @@ def test_nothing_measured_is_an_error(root: Path, tmp_path: Path, monkeypatch: p
         follow(root, tmp_path / "run", Calls(tmp_path / "run"))
 
 
+def test_an_interrupt_while_it_measures_loses_nothing(
+    saved: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in STEPS[:3]:
+        copying(saved, root, step)()
+    Script(monkeypatch, nothing)
+
+    def interrupt(done: int, total: int, name: str) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    result = follow(root, run, lambda source: replay(source, PROBE, None, run, progress=interrupt))
+
+    assert result == ReplayResult(run, (0, 2), (), ())
+    assert Run.open(run).read_document("fits") is not None
+
+
 def test_what_is_not_whole_is_waited_for_and_named(
     saved: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,13 +217,9 @@ def test_the_command_follows_until_it_is_interrupted(saved: Path, root: Path, tm
     words = ["replay", root, "--follow", "--out", tmp_path / "run", "--probe-ids", tmp_path / "ids.npy", "--json"]
     command = [sys.executable, "-c", script, *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as one:
-        deadline = time.monotonic() + 60
-        copied = False
-        while time.monotonic() < deadline and len(_steps(tmp_path / "run")) < 2:
-            if _steps(tmp_path / "run") and not copied:
-                copying(saved, root, 2)()
-                copied = True
-            time.sleep(0.05)
+        wait_until_idle(tmp_path / "run", replays=1)
+        copying(saved, root, 2)()
+        wait_until_idle(tmp_path / "run", replays=2)
         one.send_signal(signal.SIGINT)
         out, _ = one.communicate(timeout=60)
     assert one.returncode == 0
@@ -212,5 +228,12 @@ def test_the_command_follows_until_it_is_interrupted(saved: Path, root: Path, tm
     assert Run.open(tmp_path / "run").read_document("fits") == Run.open(tmp_path / "at once").read_document("fits")
 
 
-def _steps(run: Path) -> list[int]:
-    return Run.open(run).steps.tolist() if (run / "run.json").is_file() else []
+def wait_until_idle(run: Path, *, replays: int) -> None:
+    """Waits until a run was replayed into as often as this, and nobody does now."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        events = Run.open(run).events if (run / "run.json").is_file() else ()
+        if sum(event.kind == "replayed" for event in events) == replays and not (run / "incoming").exists():
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"{run}: not replayed {replays} times")
