@@ -54,7 +54,7 @@ def replay_together(
         probe: What is measured.
         config: How.
         out: The run's directory.
-        force: Begin the run anew.
+        force: Begin the run anew, once there is something to begin it with.
         dtype: Of weights and arithmetic.
         **options: The others.
 
@@ -71,13 +71,15 @@ def replay_together(
     try:
         if rank == 0:
             if force:
-                forget(out)
                 _remove(shards)
-            _join(shards, out)
+            else:
+                _join(shards, out)
         with _all_alive():
             dist.barrier()
-        known_run(out, probe, config, checked_dtype(dtype))  # refuses another one
-        held = held_steps(out)
+        held: tuple[int, ...] = ()
+        if not force:
+            known_run(out, probe, config, checked_dtype(dtype))  # refuses another one
+            held = held_steps(out)
         mine = [c for c in source.checkpoints if c.step not in held][rank::count]
         try:
             share = shards / str(rank)
@@ -91,11 +93,13 @@ def replay_together(
         dist.destroy_process_group()
     if results is None:
         return None
-    _join(shards, out)
     measured = tuple(sorted(step for one in results for step in one.measured))
     problems = tuple(dict.fromkeys(problem for one in results for problem in one.problems))
     if not measured and not held:
         raise SourceError(f"no checkpoint could be measured: {'; '.join(problems[:3])}")
+    if force:  # what is forgotten is replaced at once
+        forget(out)
+    _join(shards, out)
     finish(out)
     return ReplayResult(out, measured, held, problems)
 

@@ -86,6 +86,11 @@ def test_nothing_measured_or_a_process_that_died_is_an_error(
         file.write_bytes(b"cut")
     with pytest.raises(SourceError, match="no checkpoint could be measured: no checkpoint of broken"):
         replay_together(folder_source(broken), PROBE, MonitorConfig(), tmp_path / "run")
+    replay(folder_source(saved), PROBE, None, tmp_path / "kept")
+    kept = contents(tmp_path / "kept")
+    with pytest.raises(SourceError, match="no checkpoint could be measured: no checkpoint of broken"):
+        replay_together(folder_source(broken), PROBE, MonitorConfig(), tmp_path / "kept", force=True)
+    assert contents(tmp_path / "kept") == kept
 
     def closed(*_: object) -> None:
         raise RuntimeError("Connection closed by peer")
