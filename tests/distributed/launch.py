@@ -34,12 +34,12 @@ def launch(
     worker = [str(ROOT / "tests" / "distributed" / "worker.py"), str(folder), backend, *scenarios]
     command = [*run, "--nproc-per-node", str(processes), *worker]
     printed = folder / "printed.txt"
-    with printed.open("wb") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as agent:
+    with printed.open("wb") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as launcher:
         try:
-            agent.wait(LIMIT)
+            launcher.wait(LIMIT)
         except subprocess.TimeoutExpired:
-            agent.terminate()  # it ends the processes that it started; killing it would leave them
-            agent.wait()
+            launcher.terminate()  # it ends the processes that it started; killing it would leave them
+            launcher.wait()
     return {name: [_result(folder, name, rank) for rank in range(processes)] for name in scenarios}
 
 
