@@ -223,21 +223,23 @@ class Monitor(Observer):
             if run_dir is not None:
                 team.agreed(lambda: self.open(run_dir, plan, resume_from=resume_from) if team.first else None)
 
-    def open(self, run_dir: str | Path, plan: Plan, *, resume_from: int | None = None) -> None:
+    def open(self, run_dir: str | Path, plan: Plan, *, resume_from: int | None = None, name: str | None = None) -> None:
         """Opens the run of a monitor that was made without one.
 
         Args:
             run_dir: Where the run is kept.
             plan: What is planned.
             resume_from: As for the monitor.
+            name: What the model is called; None for its family.
 
         Raises:
             StoreError: As for the monitor.
         """
+        meta = self._meta if name is None else replace(self._meta, model=replace(self._meta.model, name=name))
         if resume_from is None:
-            self.run = Run.create(run_dir, self._meta, plan)
+            self.run = Run.create(run_dir, meta, plan)
         else:
-            self.run = Run.continue_(run_dir, self._meta, plan, from_step=resume_from)
+            self.run = Run.continue_(run_dir, meta, plan, from_step=resume_from)
 
     def step(self, step: int, *, final: bool = False, force: bool = False) -> bool:
         """Tells the monitor that ``step`` updates are done; it measures where that is due.

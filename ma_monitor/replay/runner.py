@@ -95,7 +95,7 @@ def replay(
     """
     config, out = replace(config or MonitorConfig(), every=1), Path(out)
     loader = ModelLoader(checked_dtype(dtype), checked_device(device))
-    known = None if force else known_run(out, probe, config, loader.dtype)
+    known = None if force else known_run(out, source, probe, config, loader.dtype)
     held = set() if known is None else set(known.steps.tolist())
     wanted = source.checkpoints if checkpoints is None else checkpoints
     pending = [checkpoint for checkpoint in wanted if checkpoint.step not in held]
@@ -111,16 +111,18 @@ def replay(
     return ReplayResult(out, tuple(work.measured), skipped, tuple(work.problems))
 
 
-def known_run(out: Path, probe: Probe, config: MonitorConfig, dtype: torch.dtype | None) -> Run | None:
+def known_run(out: Path, source: Source, probe: Probe, config: MonitorConfig, dtype: torch.dtype | None) -> Run | None:
     """The run in a directory, None where there is none.
 
     Raises:
-        StoreError: If it was measured in another way than this probe, configuration and dtype (if not None) would.
+        StoreError: If it is of another model on the Hub, or was measured in another way than this probe, configuration
+            and dtype (if not None) would.
     """
     if not (out / META).is_file():
         return None
     run = Run.open(out)
-    wanted = replace(run.meta, probe=probe.info, k=config.k, ratio=config.ratio)
+    model = replace(run.meta.model, name=source.name)
+    wanted = replace(run.meta, model=model, probe=probe.info, k=config.k, ratio=config.ratio)
     if dtype is not None:
         wanted = replace(wanted, precision=str(dtype).removeprefix("torch."))
     if reasons := differences(run.meta, wanted):
@@ -231,7 +233,8 @@ class _Replay:
         monitor = Monitor(model, self.probe, self.config, run_dir=None, sinks=self.sinks)
         if self.force:
             forget(self.out)
-        monitor.open(self.out, plan, resume_from=resume_from)
+        on_hub = "/" in self.source.name  # a folder's name says nothing: a copy of it has another
+        monitor.open(self.out, plan, resume_from=resume_from, name=self.source.name if on_hub else None)
         return monitor
 
     def _replan(self, monitor: Monitor, *, before: int | None) -> None:

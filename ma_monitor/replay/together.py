@@ -78,7 +78,7 @@ def replay_together(
             dist.barrier()
         held: tuple[int, ...] = ()
         if not force:
-            known_run(out, probe, config, checked_dtype(dtype))  # refuses another one
+            known_run(out, source, probe, config, checked_dtype(dtype))  # refuses another one
             held = held_steps(out)
         mine = [c for c in source.checkpoints if c.step not in held][rank::count]
         try:

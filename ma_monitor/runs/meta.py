@@ -36,10 +36,12 @@ def meta_from_json(document: dict[str, Any], name: str) -> RunMeta:
 
 
 def differences(old: RunMeta, new: RunMeta) -> list[str]:
-    """Why one run cannot go on as the other, in words; names, sources and versions may differ."""
+    """Why one run cannot go on as the other, in words; sources, versions, and names but for the Hub's may differ."""
     pairs = {name: (getattr(old, name), getattr(new, name)) for name in ("k", "first_layer", "ratio", "precision")}
     for name in (field.name for field in fields(ModelShape) if field.name != "name"):
         pairs[f"model {name}"] = getattr(old.model, name), getattr(new.model, name)
+    if "/" in old.model.name and "/" in new.model.name:  # ids on the Hub: models of one shape, trained apart
+        pairs["model name"] = old.model.name, new.model.name
     for name in (field.name for field in fields(ProbeInfo) if field.name != "source"):
         pairs[f"probe {name}"] = getattr(old.probe, name), getattr(new.probe, name)
     return [f"{name} was {before}, is {now}" for name, (before, now) in pairs.items() if before != now]

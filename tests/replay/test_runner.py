@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ma_monitor.replay.hub import hub_source
 from ma_monitor.replay.runner import ReplayResult, replay
 from ma_monitor.replay.sources import folder_source
 from ma_monitor.runs.log import LogWriter
+from ma_monitor.runs.merge import merge
 from ma_monitor.runs.store import Run
 from ma_monitor.sinks.base import MemorySink
 from tests.replay.loopback import LoopbackHub
@@ -221,6 +223,21 @@ def test_a_disk_that_refuses_is_not_passed_over(
     result = replay(folder_source(saved), probe, None, tmp_path / "run")
 
     assert (result.skipped, result.measured) == (STEPS[:2], STEPS[2:])
+
+
+@pytest.mark.parametrize("pending", [0, 1])
+def test_a_model_of_the_hub_is_told_from_another_of_its_shape(
+    pending: int, saved: Path, tmp_path: Path, probe: Probe
+) -> None:
+    one, other = (replace(folder_source(saved), name=name) for name in ("lab/one", "lab/other"))
+    replay(one, probe, None, tmp_path / "run", checkpoints=one.checkpoints[pending:])
+    with pytest.raises(StoreError, match="holds another run: model name was lab/one, is lab/other"):
+        replay(other, probe, None, tmp_path / "run")
+    replay(other, probe, None, tmp_path / "apart", checkpoints=other.checkpoints[:1])
+    with pytest.raises(StoreError, match="model name was lab/one, is lab/other"):
+        merge([tmp_path / "run", tmp_path / "apart"], tmp_path / "joined")
+    result = replay(folder_source(saved), probe, None, tmp_path / "run")  # a copy on the disk has any name
+    assert result.skipped == tuple(c.step for c in one.checkpoints[pending:])
 
 
 def test_a_run_of_another_probe_model_or_precision_is_not_gone_on_with(
