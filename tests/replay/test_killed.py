@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,8 @@ def test_a_replay_killed_at_twenty_moments_is_the_one_that_was_not(hub_server: L
     print("steps held at the kills:", held)
     assert len(set(held)) >= DIFFERENT, f"the kills came at too few stages: {held}"
 
-    replay(folder_source(trained), Probe.from_ids(IDS), None, tmp_path / "whole")
+    of_the_same_name = replace(folder_source(trained), name="lab/tiny")
+    replay(of_the_same_name, Probe.from_ids(IDS), None, tmp_path / "whole")
 
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*FILES, "events.jsonl"])
