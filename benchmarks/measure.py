@@ -1,6 +1,6 @@
 """What a measurement costs: the statistics against one read, a probe against a forward, the callback in training.
 
-Run with ``python benchmarks/measure.py SECTION…``; each section's result goes to
+Run with ``python -m benchmarks.measure SECTION…``; each section's result goes to
 ``benchmarks/results/measure-SECTION-DEVICE.json`` (``--out FOLDER`` for elsewhere) with a hash of the sources measured.
 Sections: ``cpu``; ``probe``, on a GPU or not; on a GPU ``statistics``, ``cost``, ``memory``, ``training``, ``steps``,
 ``tests``; on two ``two_gpus``.
@@ -382,7 +382,7 @@ def warn_of_stale_results() -> None:
         if document["hash_of_measure"] != hash_of_measure():
             print(
                 f"warning: {path.name} is stale (ma_monitor/measure has changed since); refresh it with "
-                f"`python benchmarks/measure.py {document['section']}` on {document['device']}"
+                f"`python -m benchmarks.measure {document['section']}` on {document['device']}"
             )
 
 

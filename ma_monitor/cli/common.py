@@ -76,6 +76,13 @@ def add_ratio(parser: Parser, *, default: str | None = None) -> None:
     parser.add_argument("--ratio", choices=RATIOS, default=default, help=f"{RATIO_HELP} (default: {shown})")
 
 
+def add_rank(parser: Parser) -> None:
+    """Declares ``--rank``."""
+    parser.add_argument(
+        "--rank", type=positive, default=1, metavar="K", help="which of the largest entries (default: %(default)s)"
+    )
+
+
 def open_run(path: str, ratio: Ratio | None = None) -> Run:
     """The run that a command reads; all it gives is reduced as ``--ratio`` asks, and on disk nothing changes."""
     from ma_monitor.runs.store import Run

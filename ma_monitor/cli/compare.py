@@ -11,6 +11,7 @@ from typing import Any
 from ma_monitor.cli.common import (
     Commands,
     add_command,
+    add_rank,
     add_ratio,
     band,
     count,
@@ -18,7 +19,6 @@ from ma_monitor.cli.common import (
     note,
     number,
     open_run,
-    positive,
     say,
     table,
 )
@@ -49,9 +49,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--time", choices=("steps", "share"), help="compare at equal steps (default where lengths agree), or share"
     )
-    parser.add_argument(
-        "--rank", type=positive, default=1, metavar="K", help="which of the largest entries (default: %(default)s)"
-    )
+    add_rank(parser)
     add_ratio(parser)
 
 

@@ -12,13 +12,13 @@ from ma_monitor.cli.common import (
     UNKNOWN,
     Commands,
     add_command,
+    add_rank,
     add_ratio,
     band,
     count,
     emit_json,
     number,
     open_run,
-    positive,
     reasons,
     say,
     table,
@@ -55,9 +55,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("run_dir", metavar="RUN", help="directory of a run")
     parser.add_argument("--at", type=whole, metavar="STEP", help="use measurements up to this step (default: all)")
-    parser.add_argument(
-        "--rank", type=positive, default=1, metavar="K", help="which of the largest entries (default: %(default)s)"
-    )
+    add_rank(parser)
     add_ratio(parser)
     parser.add_argument("--csv", action="store_true", help="print the layers as CSV on stdout and nothing else")
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ma_monitor.cli.common import (
     MOST,
-    RATIO_HELP,
     RATIOS,
     UNKNOWN,
     Commands,
     Parser,
     add_command,
+    add_ratio,
     count,
     emit_json,
     note,
@@ -73,7 +73,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--batch-size", type=positive, metavar="N", help="sequences in one forward pass (default: all at once)"
     )
-    parser.add_argument("--ratio", choices=RATIOS, default=RATIOS[0], help=f"{RATIO_HELP} (default: %(default)s)")
+    add_ratio(parser, default=RATIOS[0])
     parser.add_argument("--force", action="store_true", help="forget what RUN holds and measure everything anew")
     parser.add_argument("--keep", action="store_true", help="keep downloads, in RUN/checkpoints")
     parser.add_argument("--dry-run", action="store_true", help="only say what is to be done, with sizes")

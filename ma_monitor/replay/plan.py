@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ma_monitor.errors import SourceError
-from ma_monitor.replay.runner import REPLAYED, held_steps
+from ma_monitor.replay.runner import REPLAYED
 from ma_monitor.replay.sources import Checkpoint, Source
 from ma_monitor.runs.store import META, Run
 
@@ -32,7 +32,7 @@ class ReplayPlan:
 def plan_replay(source: Source, out: Path, checkpoints: Sequence[Checkpoint], *, force: bool = False) -> ReplayPlan:
     """Plans a `replay` of these checkpoints; asks the source for their sizes, downloads nothing and writes nothing."""
     run = Run.open(out) if (out / META).is_file() else None
-    held = () if force else held_steps(out)
+    held = () if force or run is None else tuple(run.steps.tolist())
     pending: list[tuple[Checkpoint, int | None]] = []
     problems = list(source.problems)
     for checkpoint in checkpoints:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from ma_monitor.errors import SourceError
 from ma_monitor.replay.models import checked_dtype
-from ma_monitor.replay.runner import ReplayResult, finish, forget, held_steps, known_run, replay
+from ma_monitor.replay.runner import ReplayResult, finish, forget, known_run, replay
 from ma_monitor.replay.sources import Source
 from ma_monitor.runs.merge import merge
 from ma_monitor.runs.store import META
@@ -76,10 +76,8 @@ def replay_together(
                 _join(shards, out)
         with _all_alive():
             dist.barrier()
-        held: tuple[int, ...] = ()
-        if not force:
-            known_run(out, source, probe, config, checked_dtype(dtype))  # refuses another one
-            held = held_steps(out)
+        known = None if force else known_run(out, source, probe, config, checked_dtype(dtype))
+        held = () if known is None else tuple(known.steps.tolist())
         mine = [c for c in source.checkpoints if c.step not in held][rank::count]
         try:
             share = shards / str(rank)
