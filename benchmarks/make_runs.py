@@ -1,11 +1,12 @@
 """Makes real runs to learn from: small GPT-NeoX and Llama trainings of many shapes, rates and schedules.
 
-    python benchmarks/make_runs.py CORPUS.txt.xz OUT [--kind gpu|cpu] [--jobs N] [--minutes M]
+    python benchmarks/make_runs.py CORPUS.txt.xz OUT [--set varied|tiny|sweep|tiny_sweep] [--jobs N] [--gpus 0,1] …
 
-Every training is a real Hugging Face Trainer with this project's callback, in a process of its own; several go at once.
-CORPUS holds documents separated by NUL bytes. OUT gets one ``NAME.npz`` a training that ended (``steps [T]``,
-``stats [T, n, k + 1, L]``, ``lr``, and the configuration as JSON), which ``ma-monitor import`` reads. Take few at once:
-twelve trainings sharing one GPU took 0.2 s an update each, and only the shortest ended within nine minutes.
+Four sets. ``varied`` (GPU) and ``tiny`` (CPU) vary everything, to learn forecasting from; ``sweep`` (GPU) and
+``tiny_sweep`` (CPU) vary the shape alone, to learn what it does. Every training is a real Hugging Face Trainer with
+this project's callback, in a process of its own; several go at once. CORPUS holds documents separated by NUL bytes.
+OUT gets one ``NAME.npz`` a training that ended (``steps [T]``, ``stats [T, n, k + 1, L]``, ``lr``, and the
+configuration as JSON), which ``ma-monitor import`` reads. Take at most four at once on one GPU.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,27 +51,62 @@ class Training:
     seed: int = 0
 
 
-GPU = [
-    Training("gpu-neox-6x512", "gpu", "neox", 6, 512, 8, 2e-3, "cosine", 6000, 32),
-    Training("gpu-llama-8x512", "gpu", "llama", 8, 512, 8, 1e-3, "constant", 5000, 32, mlp=8 / 3),
-    Training("gpu-llama-6x640", "gpu", "llama", 6, 640, 10, 3e-3, "cosine", 4000, 32, mlp=8 / 3),
-    Training("gpu-neox-12x384", "gpu", "neox", 12, 384, 6, 1.5e-3, "wsd", 6000, 32),
-    Training("gpu-llama-4x256", "gpu", "llama", 4, 256, 4, 6e-3, "cosine", 10_000, 16, mlp=8 / 3),
-    Training("gpu-neox-6x256", "gpu", "neox", 6, 256, 4, 4e-3, "constant", 8000, 16),
-    Training("gpu-llama-12x512", "gpu", "llama", 12, 512, 8, 2e-3, "linear", 5000, 32, mlp=8 / 3),
-    Training("gpu-neox-4x768", "gpu", "neox", 4, 768, 12, 2e-3, "linear", 5000, 32),
-    Training("gpu-llama-6x640-seed1", "gpu", "llama", 6, 640, 10, 3e-3, "cosine", 4000, 32, mlp=8 / 3, seed=1),
-    Training("gpu-neox-16x256", "gpu", "neox", 16, 256, 8, 2e-3, "linear", 4000, 16),
-    Training("gpu-llama-8x384", "gpu", "llama", 8, 384, 6, 4e-3, "wsd", 5000, 32, mlp=4),
-    Training("gpu-neox-8x512-short", "gpu", "neox", 8, 512, 4, 3e-3, "cosine", 1500, 32, mlp=2),
-]
+def varied_trainings() -> list[Training]:
+    """Trainings for GPUs, the longest first: families, shapes, rates, schedules, lengths and batches all differ."""
+
+    def one(
+        family: Literal["neox", "llama"], shape: str, rate: float, schedule: Any, steps: int, **more: Any
+    ) -> Training:
+        layers, width, heads = (int(number) for number in shape.split("x"))
+        mlp = more.pop("mlp", 4.0 if family == "neox" else 8 / 3)
+        seed = more.pop("seed", 0)
+        name = f"gpu-{family}-{layers}x{width}-{schedule}-{steps}" + (f"-seed{seed}" if seed else "")
+        return Training(
+            name,
+            "gpu",
+            family,
+            layers,
+            width,
+            heads,
+            rate,
+            schedule,
+            steps,
+            mlp=mlp,
+            seed=seed,
+            **{"batch": 32, "length": 128} | more,
+        )
+
+    return [
+        one("neox", "4x256x4", 3e-3, "cosine", 20_000, batch=16),
+        one("llama", "16x512x8", 3e-3, "cosine", 6000),
+        one("neox", "12x768x12", 3e-3, "constant", 6000),
+        one("llama", "8x1024x16", 4e-3, "wsd", 6000),
+        one("llama", "4x256x4", 6e-3, "wsd", 15_000, batch=16),
+        one("llama", "12x768x12", 4e-3, "linear", 6000),
+        one("neox", "8x1024x8", 2e-3, "cosine", 7000),
+        one("neox", "6x512x8", 2e-3, "linear", 6000, length=256),
+        one("neox", "6x256x4", 4e-3, "constant", 12_000, batch=16),
+        one("llama", "6x640x10", 3e-3, "cosine", 7000),
+        one("llama", "6x640x10", 3e-3, "cosine", 7000, seed=1),
+        one("llama", "8x512x8", 1e-3, "constant", 6000, length=256),
+        one("neox", "3x768x12", 6e-3, "wsd", 9000, mlp=8.0),
+        one("neox", "16x256x8", 2e-3, "linear", 5000, batch=64),
+        one("llama", "10x384x6", 5e-3, "linear", 6000, mlp=4.0),
+        one("neox", "10x384x6", 1.5e-3, "wsd", 6000, batch=64),
+        one("neox", "4x768x12", 2e-3, "linear", 1500, length=256),
+        one("llama", "8x384x6", 4e-3, "wsd", 2000, length=256),
+        one("neox", "8x512x4", 3e-3, "cosine", 2000, mlp=2.0, length=256),
+        one("llama", "4x512x8", 8e-3, "cosine", 2500),
+        one("neox", "6x384x6", 5e-3, "wsd", 3000),
+        one("llama", "12x320x5", 3e-3, "linear", 3000),
+    ]  # fmt: skip
 
 
 def tiny_trainings() -> list[Training]:
     """Trainings for single cores: shapes, rates and schedules drawn once and for all."""
     draw = np.random.default_rng(0)
     out = []
-    for number in range(60):
+    for number in range(72):
         heads = int(draw.choice([2, 4, 8]))
         family: Literal["neox", "llama"] = "neox" if draw.random() < 0.6 else "llama"
         out.append(
@@ -93,7 +130,84 @@ def tiny_trainings() -> list[Training]:
     return out
 
 
-TRAININGS = {training.name: training for training in [*GPU, *tiny_trainings()]}
+def sweep_trainings() -> list[Training]:
+    """Shapes for GPUs: each of depth, width, heads, MLP and vocabulary alone, then together; three with three seeds."""
+    base = Training("", "gpu", "neox", 6, 384, 6, 4e-3, "cosine", 3000, 32, length=128)
+    alone: list[dict[str, Any]] = [
+        {},
+        *({"layers": layers} for layers in (3, 12, 18)),
+        *({"width": width, "heads": width // 64} for width in (192, 576, 768)),
+        *({"heads": heads} for heads in (3, 12, 24)),
+        *({"mlp": mlp} for mlp in (2.0, 6.0, 8.0)),
+        {"vocabulary": 4096},
+    ]
+    draw = np.random.default_rng(1)
+    together: list[dict[str, Any]] = []
+    for _ in range(6):
+        width = int(draw.choice([256, 384, 512, 640]))
+        together.append(
+            {
+                "layers": int(draw.integers(4, 15)),
+                "width": width,
+                "heads": width // int(draw.choice([32, 64, 128])),
+                "mlp": float(draw.choice([2, 3, 4, 6, 8])),
+                "vocabulary": int(draw.choice([4096, 16_384])),
+            }
+        )
+    seeds = [{"seed": seed, **shape} for shape in ({}, {"layers": 12}) for seed in (1, 2)]
+    families: tuple[Literal["neox", "llama"], ...] = ("neox", "llama")
+    out = [
+        dataclasses.replace(base, family=family, **changes)
+        for family in families
+        for changes in [*alone, *together, *(seeds if family == "neox" else seeds[:2])]
+    ]
+    return _named("sweep", out)
+
+
+def tiny_sweep_trainings() -> list[Training]:
+    """Shapes for single cores, drawn once and for all; the first two of each family with three seeds."""
+    base = Training("", "cpu", "neox", 4, 96, 4, 6e-3, "cosine", 3000, 8, length=32, vocabulary=2048)
+    draw = np.random.default_rng(2)
+    out = []
+    for number in range(56):
+        heads, size = int(draw.choice([2, 3, 4, 6, 8])), int(draw.choice([8, 16, 24, 32]))
+        out.append(
+            dataclasses.replace(
+                base,
+                family=("neox", "llama")[number % 2],
+                layers=int(draw.integers(2, 9)),
+                width=min(160, max(32, heads * size)) // heads * heads // 2 * 2,
+                heads=heads,
+                mlp=float(draw.choice([2, 3, 4, 6, 8])),
+            )
+        )
+    out = [training for training in out if training.width % (2 * training.heads) == 0]
+    return _named("tiny", out + [dataclasses.replace(training, seed=seed) for training in out[:4] for seed in (1, 2)])
+
+
+def _named(kind: str, trainings: list[Training]) -> list[Training]:
+    """Names that tell the shape; of two alike the first is kept."""
+    named = {}
+    for t in trainings:
+        name = f"{kind}-{t.family}-{t.layers}x{t.width}-h{t.heads}-m{t.mlp:g}-v{t.vocabulary // 1024}k-s{t.seed}"
+        named.setdefault(name, dataclasses.replace(t, name=name))
+    return list(named.values())
+
+
+SETS = {
+    "varied": varied_trainings(),
+    "tiny": tiny_trainings(),
+    "sweep": sweep_trainings(),
+    "tiny_sweep": tiny_sweep_trainings(),
+}
+TRAININGS = {training.name: training for trainings in SETS.values() for training in trainings}
+
+
+def cost(training: Training) -> float:
+    """Updates times multiplications an update, to begin with what takes longest."""
+    return (
+        training.steps * training.batch * training.length * training.layers * training.width**2 * (4 + 3 * training.mlp)
+    )
 
 
 def tokenize(corpus: Path, work: Path, vocabulary: int) -> None:
@@ -230,24 +344,32 @@ def train(training: Training, work: Path, out: Path) -> None:
     )
 
 
-def run_all(names: list[str], jobs: int, deadline: float, arguments: list[str], log: Path) -> None:
-    """Trains these, ``jobs`` at a time, until the deadline; what has not ended then is stopped."""
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    waiting = list(names)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+def run_all(names: list[str], gpus: list[str], deadline: float, arguments: list[str], log: Path) -> None:
+    """Trains these, one in each place of ``gpus``, until the deadline; what has not ended then is stopped."""
+    running: dict[str, tuple[subprocess.Popen[bytes], str]] = {}
+    waiting, free = list(names), list(gpus)
     while (waiting or running) and time.monotonic() < deadline:
-        for name in [name for name, process in running.items() if process.poll() is not None]:
-            if running.pop(name).returncode != 0:
+        for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
+            process, gpu = running.pop(name)
+            free.append(gpu)
+            if process.returncode != 0:
                 print(f"{name}: failed, see {log / name}.txt", flush=True)
-        while waiting and len(running) < jobs:
-            name = waiting.pop(0)
+        while waiting and free:
+            name, gpu = waiting.pop(0), free.pop(0)
+            environment = os.environ | {
+                "OMP_NUM_THREADS": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                "CUDA_VISIBLE_DEVICES": gpu,
+            }
             command = [sys.executable, __file__, *arguments, "--one", name]
             with (log / f"{name}.txt").open("wb") as errors:
-                running[name] = subprocess.Popen(command, env=environment, stderr=errors)
+                running[name] = subprocess.Popen(command, env=environment, stderr=errors), gpu
         time.sleep(0.2)
-    for name, process in running.items():
+    for name, (process, _) in running.items():
         process.terminate()
         print(f"{name}: stopped at the deadline", flush=True)
+    if waiting:
+        print(f"not begun: {', '.join(waiting)}", flush=True)
 
 
 def main() -> None:
@@ -256,10 +378,12 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--work", type=Path, default=Path("make_runs"), help="scratch folder")
-    parser.add_argument("--kind", choices=("gpu", "cpu"), default="cpu")
+    parser.add_argument("--set", choices=sorted(SETS), default="tiny")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once")
+    parser.add_argument("--gpus", default="0", help="GPUs to share evenly, such as 0,1")
     parser.add_argument("--minutes", type=float, default=600)
-    parser.add_argument("--skip", type=int, default=0, help="leave out the first so many of this kind")
+    parser.add_argument("--below", type=int, help="only trainings of at most so many updates")
+    parser.add_argument("--above", type=int, default=0, help="only trainings of more updates than this")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
@@ -268,12 +392,16 @@ def main() -> None:
     if options.one:
         train(TRAININGS[options.one], options.work, options.out)
         return
-    names = [name for name, training in TRAININGS.items() if training.kind == options.kind][options.skip :]
-    vocabulary = TRAININGS[names[0]].vocabulary
-    if not (options.work / f"tokens-{vocabulary}.npy").exists():
-        tokenize(options.corpus, options.work, vocabulary)
+    chosen = [t for t in SETS[options.set] if options.above < t.steps <= (options.below or t.steps)]
+    chosen = [t for t in chosen if not (options.out / f"{t.name}.npz").exists()]
+    missing = sorted({t.vocabulary for t in chosen if not (options.work / f"tokens-{t.vocabulary}.npy").exists()})
+    if missing:
+        with ProcessPoolExecutor(len(missing)) as pool:
+            list(pool.map(tokenize, *zip(*[(options.corpus, options.work, size) for size in missing], strict=True)))
     print(f"tokens ready, {(deadline - time.monotonic()) / 60:.1f} minutes left", flush=True)
-    run_all(names, options.jobs, deadline, sys.argv[1:], options.work)
+    gpus = options.gpus.split(",")
+    places = [gpus[i % len(gpus)] for i in range(options.jobs)]
+    run_all([t.name for t in sorted(chosen, key=cost, reverse=True)], places, deadline, sys.argv[1:], options.work)
 
 
 if __name__ == "__main__":
