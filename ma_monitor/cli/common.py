@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from ma_monitor.errors import ConfigError
+from ma_monitor.report.words import UNKNOWN as UNKNOWN
+from ma_monitor.report.words import band as band
+from ma_monitor.report.words import count as count
+from ma_monitor.report.words import number as number
+from ma_monitor.report.words import printable as printable
 
 if TYPE_CHECKING:
     from ma_monitor.runs.records import Ratio
@@ -22,8 +27,6 @@ RATIOS = ("ratio_of_means", "mean_of_ratios")
 RATIO_HELP = "how sequences are reduced: ratio_of_means is Eq. 8 of the paper, mean_of_ratios Eq. 6 and 7"
 MOST = 10**9
 """Largest step or count that is taken from a user: no training is longer."""
-UNKNOWN = "-"
-"""What a table shows where a number is not known."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -129,11 +132,6 @@ def user_file(path: str, rule: str) -> Iterator[Path]:
         raise ConfigError(f"{path}: {rule}, and this cannot be read so ({reason})") from error
 
 
-def printable(text: object) -> str:
-    r"""Text that cannot steer a terminal: control characters, bidirectional marks and the like become ``\x1b``."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
-
-
 def say(text: str = "") -> None:
     """Prints lines on stdout; what its encoding lacks is escaped, what would steer the terminal too."""
     encoding = sys.stdout.encoding or "utf-8"
@@ -153,32 +151,6 @@ def emit_json(document: dict[str, Any]) -> None:
         ValueError: If it holds NaN or an infinity, which is a bug.
     """
     print(json.dumps(document, allow_nan=False))
-
-
-def number(value: float | int | None) -> str:
-    """Four significant digits, or thousands with commas; a dash where it is not known."""
-    if value is None:
-        return UNKNOWN
-    if isinstance(value, int) or 1e4 <= abs(value) < 1e12:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
-
-
-def count(number: int, thing: str) -> str:
-    """``1 step``, ``2 steps``, ``1,234 steps``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def band(value: float | None, low: float | None, high: float | None) -> str:
-    """A value and its interval in three digits; an end that is not known is a question mark."""
-    if value is None:
-        return UNKNOWN
-    middle, *ends = ("?" if end is None else _short(end) for end in (value, low, high))
-    return f"{middle} [{', '.join(ends)}]"
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if isinstance(value, int) or 100 <= abs(value) < 1e12 else f"{value:.3g}"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 0) -> str:

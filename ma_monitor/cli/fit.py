@@ -14,7 +14,6 @@ from ma_monitor.cli.common import (
     add_command,
     add_rank,
     add_ratio,
-    band,
     count,
     emit_json,
     number,
@@ -25,6 +24,9 @@ from ma_monitor.cli.common import (
     whole,
 )
 from ma_monitor.errors import ConfigError
+from ma_monitor.report.words import asymptote_words as asymptote_words
+from ma_monitor.report.words import compare as compare
+from ma_monitor.report.words import peak_words as peak_words
 
 CURVE = ("A", "lambda", "gamma", "t0")
 FLAT = ("layer", "class", *CURVE, "K", "log_abs_A", "beta", "tau0", "A1", "A2", "r2", "aicc", "at_bound")
@@ -93,33 +95,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def compare(layers: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every hypothesis over all layers, as the paper's Table 5 compares them; ``curve`` is Eq. 14.
-
-    Args:
-        layers: Documents of the layers' fits.
-
-    Returns:
-        Hypothesis → ``mean_r2`` over the ``layers`` that have one, and ``best``, the number of layers where its AICc is
-        the lowest.
-    """
-    each = [{"curve": {"r2": layer["r2"], "aicc": layer["aicc"]}, **layer["hypotheses"]} for layer in layers]
-    winners = [_best(hypotheses) for hypotheses in each]
-    compared: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(name for hypotheses in each for name in hypotheses):
-        scores = [hypotheses[name]["r2"] for hypotheses in each if name in hypotheses]
-        known = [score for score in scores if score is not None]
-        mean = sum(known) / len(known) if known else None
-        compared[name] = {"mean_r2": mean, "layers": len(known), "best": winners.count(name)}
-    return compared
-
-
-def _best(hypotheses: dict[str, dict[str, Any]]) -> str | None:
-    """The hypothesis of the lowest AICc, None where none has one."""
-    scored = {name: entry["aicc"] for name, entry in hypotheses.items() if entry["aicc"] is not None}
-    return min(scored, key=scored.__getitem__) if scored else None
-
-
 def fit_table(layers: Sequence[dict[str, Any]]) -> str:
     """A line a layer, and below it what is not plain: parameters that are no level, layers that were not fitted."""
     columns = ("layer", "class", *CURVE, "K", "R2", "AICc", "peak step [80 %]", "asymptote [80 %]", "CV %")
@@ -165,29 +140,6 @@ def comparison_table(compared: dict[str, dict[str, Any]], layers: int) -> str:
         for name, entry in order
     ]
     return table(("hypothesis", "mean R2", "best by AICc"), rows, left=1)
-
-
-def peak_words(peak: dict[str, Any] | None, *, planned: bool = True) -> str:
-    """A peak's step, interval and whether it is ahead, in a cell; ``planned``: whether the end of the run is known."""
-    if peak is None:
-        return "not known"
-    if peak["status"] == "none":
-        return "none"
-    if peak["status"] == "not_within_schedule":
-        return "not within the schedule" if planned else "still rises at the last step looked at"
-    if not peak["identified"]:
-        return "not identified"
-    steps = [None if peak[key] is None else round(peak[key]) for key in ("step", "low", "high")]
-    return f"{peak['status']}: {band(*steps)}"
-
-
-def asymptote_words(asymptote: dict[str, Any] | None) -> str:
-    """An asymptote and its interval in a cell."""
-    if asymptote is None:
-        return "not known"
-    if not asymptote["identified"]:
-        return "not identified"
-    return band(asymptote["value"], asymptote["low"], asymptote["high"])
 
 
 def write_csv(layers: Sequence[dict[str, Any]]) -> None:
