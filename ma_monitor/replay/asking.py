@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Iterable
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from ma_monitor.errors import SourceError
@@ -56,9 +57,19 @@ def _pause(error: Exception, wait: float) -> float | None:
         if isinstance(cause, HfHubHTTPError):
             if cause.response.status_code != 429 and cause.response.status_code < 500:
                 return None
-            after = cause.response.headers.get("Retry-After", "")
-            return min(float(after) if after.isdigit() else wait, LONGEST_WAIT)
+            return _told(cause.response.headers.get("Retry-After", ""), wait)
     return wait
+
+
+def _told(after: str, wait: float) -> float:
+    """Seconds that a Retry-After tells, as a number or as a date (RFC 9110), within reason; else the seconds given."""
+    if after.isdecimal():
+        return min(float(after), LONGEST_WAIT)
+    try:
+        until = parsedate_to_datetime(after).timestamp()
+    except (ValueError, OverflowError):
+        return wait
+    return min(max(until - time.time(), 0.0), LONGEST_WAIT)
 
 
 def _explained(error: Exception, repo: str, revision: str | None, kind: str) -> str:

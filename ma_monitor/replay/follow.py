@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ma_monitor.errors import SourceError
 from ma_monitor.replay.runner import ReplayResult, finish, held_steps
 from ma_monitor.replay.sources import Checkpoint, FolderSource, complete_ones, step_of
 
+LOGGER = logging.getLogger("ma_monitor")
 POLL = 10.0
 """Seconds between two looks at the folder."""
 
-Stamp = tuple[tuple[str, int, int], ...]
-"""Name, size and time of change of each file of a checkpoint."""
+Look = dict[Checkpoint, tuple[tuple[str, int, int], ...]]
+"""The checkpoints in a folder, whole or not: name, size and time of change of each file."""
 
 
 def follow(root: Path, out: Path, measure: Callable[[FolderSource], ReplayResult]) -> ReplayResult:
@@ -23,7 +26,7 @@ def follow(root: Path, out: Path, measure: Callable[[FolderSource], ReplayResult
 
     A checkpoint is taken for complete when nothing is missing from it and no file of it changed between two looks. One
     that could not be measured is tried again when it changes. The training has ended when the ``trainer_state.json``
-    of a checkpoint says so.
+    of a checkpoint says so. A folder that cannot be read is warned about once and waited for.
 
     Args:
         root: Where checkpoints appear.
@@ -37,13 +40,10 @@ def follow(root: Path, out: Path, measure: Callable[[FolderSource], ReplayResult
         SourceError: If nothing was, or nothing of the first that are whole can be, measured.
     """
     held = held_steps(out)
-    before: dict[Checkpoint, Stamp] = {}
-    tried: dict[Checkpoint, Stamp] = {}
+    tried: Look = {}
     problems: tuple[str, ...] = ()
     try:
-        while True:
-            now = _look(root)
-            settled = {checkpoint: stamp for checkpoint, stamp in now.items() if before.get(checkpoint) == stamp}
+        for settled in _settled(root):
             if any(tried.get(checkpoint) != stamp for checkpoint, stamp in settled.items()):
                 tried = settled
                 try:
@@ -54,8 +54,6 @@ def follow(root: Path, out: Path, measure: Callable[[FolderSource], ReplayResult
                     problems = measure(source).problems
             if any(_ended(root / checkpoint.name) for checkpoint in settled):
                 break
-            before = now
-            time.sleep(POLL)
     except KeyboardInterrupt:
         if held_steps(out):
             finish(out)
@@ -65,18 +63,33 @@ def follow(root: Path, out: Path, measure: Callable[[FolderSource], ReplayResult
     return ReplayResult(out, tuple(step for step in steps if step not in held), held, problems)
 
 
-def _look(root: Path) -> dict[Checkpoint, Stamp]:
-    """The checkpoints in a folder, whole or not, and the state of their files."""
-    steps = {folder: step_of(folder.name) for folder in root.iterdir() if folder.is_dir()}
-    return {Checkpoint(step, folder.name): _stamp(folder) for folder, step in steps.items() if step is not None}
+def _settled(root: Path) -> Iterator[Look]:
+    """Look after look at a folder: the checkpoints that have not changed since the one before."""
+    before: Look = {}
+    warned = False
+    while True:
+        try:
+            now = _look(root)
+        except OSError as error:  # of a network's file system, which comes back
+            if not warned:
+                LOGGER.warning("%s: cannot be read (%s); waiting until it can", root, error.strerror or error)
+            warned = True
+        else:
+            yield {checkpoint: files for checkpoint, files in now.items() if before.get(checkpoint) == files}
+            before = now
+        time.sleep(POLL)
 
 
-def _stamp(folder: Path) -> Stamp:
-    try:
-        files = [(file.relative_to(folder).as_posix(), file.stat()) for file in sorted(folder.rglob("*"))]
-    except OSError:  # renamed or deleted meanwhile
-        return ()
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
+def _look(root: Path) -> Look:
+    look: Look = {}
+    for folder in root.iterdir():
+        step = step_of(folder.name)
+        if step is None or not folder.is_dir():
+            continue
+        with suppress(OSError):  # renamed or deleted meanwhile, or not to be read
+            found = [(file.relative_to(folder).as_posix(), file.stat()) for file in sorted(folder.rglob("*"))]
+            look[Checkpoint(step, folder.name)] = tuple((name, s.st_size, s.st_mtime_ns) for name, s in found)
+    return look
 
 
 def _ended(folder: Path) -> bool:

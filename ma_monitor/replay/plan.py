@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ma_monitor.errors import SourceError
-from ma_monitor.replay.runner import REPLAYED
+from ma_monitor.replay.runner import PACE, REPLAYED
 from ma_monitor.replay.sources import Checkpoint, Source
 from ma_monitor.runs.store import META, Run
+
+TOLD = re.compile(rf"([\d.]+) {PACE} \(\d+\)")
+"""How a run tells its pace; whatever else stands there, from another version, tells none."""
 
 
 @dataclass(frozen=True)
@@ -43,5 +47,6 @@ def plan_replay(source: Source, out: Path, checkpoints: Sequence[Checkpoint], *,
             except SourceError as error:
                 problems.append(f"{checkpoint.name}: {error}")
             pending.append((checkpoint, size))
-    paces = [float(event.message.split()[0]) for event in (run.events if run else ()) if event.kind == REPLAYED]
+    told = [TOLD.fullmatch(event.message) for event in (run.events if run else ()) if event.kind == REPLAYED]
+    paces = [float(match[1]) for match in told if match]
     return ReplayPlan(tuple(pending), held, paces[-1] * len(pending) if paces else None, tuple(problems))

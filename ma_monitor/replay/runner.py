@@ -36,7 +36,8 @@ Progress = Callable[[int, int, str], None]
 """Told how many of how many checkpoints are done, and the name of the next (empty at the end)."""
 
 REPLAYED = "replayed"
-"""Event in which a replay notes its pace: seconds a checkpoint, and words."""
+"""Event in which a replay notes its pace."""
+PACE = "seconds a checkpoint"
 
 
 @dataclass(frozen=True)
@@ -157,51 +158,48 @@ class _Replay:
     problems: list[str]
     measured: list[int] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
+    monitor: Monitor | None = None
 
     def measure(self, pending: Sequence[Checkpoint], progress: Progress) -> None:
         """Measures checkpoints, one after the other; the first that can be loaded opens the run."""
-        monitor: Monitor | None = None
         started = time.monotonic()
         coming = one_ahead(lambda checkpoint: self.source.fetch(checkpoint, self._place(checkpoint)), pending)
         try:
             for number, checkpoint in enumerate(pending):
                 progress(number, len(pending), checkpoint.name)
-                monitor = self._measure_one(checkpoint, next(coming), monitor, final=number == len(pending) - 1)
+                self._measure_one(checkpoint, next(coming), final=number == len(pending) - 1)
             progress(len(pending), len(pending), "")
-            if monitor is not None and monitor.run is not None:
+            if (monitor := self.monitor) is not None and monitor.run is not None:
                 self._replan(monitor, before=None)
                 monitor.finish()
                 if self.measured:
                     pace = (time.monotonic() - started) / len(self.measured)
-                    monitor.run.event(REPLAYED, f"{pace:.3f} seconds a checkpoint ({len(self.measured)})")
+                    monitor.run.event(REPLAYED, f"{pace:.3f} {PACE} ({len(self.measured)})")
                 monitor.run.close()  # raises if the disk refused a record, which a monitor's closing only warns of
         finally:
-            if monitor is not None:
-                monitor.close()
+            if self.monitor is not None:
+                self.monitor.close()
             self.loader.release()
 
-    def _measure_one(
-        self, checkpoint: Checkpoint, fetched: Future[Path], monitor: Monitor | None, *, final: bool
-    ) -> Monitor | None:
+    def _measure_one(self, checkpoint: Checkpoint, fetched: Future[Path], *, final: bool) -> None:
         """Measures a checkpoint, or names why not."""
         try:
             model = self.loader.load(fetched.result())
         except SourceError as error:
             self.problems.append(f"{checkpoint.name} left out: {error}")
-            return monitor
+            return
         finally:
             shutil.rmtree(self._place(checkpoint), ignore_errors=True)
-        monitor = monitor or self._open(model)
+        monitor = self.monitor or self._open(model)
         monitor.model = model
         self._replan(monitor, before=None if final else checkpoint.step)
         monitor.step(checkpoint.step, final=final)
         if monitor.run is None or checkpoint.step not in monitor.run.steps:
             self.problems.append(f"{checkpoint.name} left out: its probe failed, the run's events say why")
-            return monitor
+            return
         self.measured.append(checkpoint.step)
         if self.loader.dtype == torch.float16:
             self._check_overflow(checkpoint, monitor.run)
-        return monitor
 
     def _place(self, checkpoint: Checkpoint) -> Path:
         """Where a checkpoint is downloaded to."""
@@ -230,7 +228,8 @@ class _Replay:
             told = [told for told in recorded if told.from_step <= resume_from]
             plan = [self.known.plan_at(resume_from) or unknown, *told][-1]
         self.plans = [later for later in recorded if later.from_step > max(plan.from_step, resume_from or 0)]
-        monitor = Monitor(model, self.probe, self.config, run_dir=None, sinks=self.sinks)
+        # Known here before it opens the run: whatever comes, an interrupt too, the run is closed in the end.
+        self.monitor = monitor = Monitor(model, self.probe, self.config, run_dir=None, sinks=self.sinks)
         if self.force:
             forget(self.out)
         on_hub = "/" in self.source.name  # a folder's name says nothing: a copy of it has another
@@ -294,14 +293,15 @@ def _own_scratch(out: Path) -> Iterator[Path]:
 
 
 def forget(out: Path) -> None:
-    """Removes the run in a directory, and nothing else of what is there.
+    """Removes the run in a directory, and nothing else that is there; killed on the way, the next call does the rest.
 
     Raises:
         StoreError: If another process is writing it.
     """
-    if not (out / META).is_file():
+    remove = (META, EVENTS, LOG)  # the log last: while it is there, something is left to be removed
+    if not any((out / name).is_file() for name in remove):
         return
-    with closing(LogWriter(out / LOG)):
-        for name in (META, LOG, EVENTS):
+    with closing(LogWriter(out / LOG, create=True)):
+        remove_documents(out, "fits", "forecast")
+        for name in remove:
             (out / name).unlink(missing_ok=True)
-    remove_documents(out, "fits", "forecast")

@@ -178,7 +178,7 @@ def complete_ones(name: str, found: Mapping[Checkpoint, Path], problems: Iterabl
         try:
             check_whole(folder)
             whole.append(checkpoint)
-        except SourceError as error:
+        except (SourceError, OSError) as error:
             left_out.append(f"{checkpoint.name} left out: {error}")
     kept = one_per_step(whole, left_out)
     if not kept:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -28,8 +28,7 @@ def add_event(path: Path, kind: str, message: str) -> None:
     Never raises: events tell of faults, and a full disk must not turn the telling into another one. What cannot be
     written is warned about instead.
     """
-    time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    line = json.dumps({"schema_version": SCHEMA_VERSION, "time": time, "kind": kind, "message": message}) + "\n"
+    line = line_of(Event(datetime.now(timezone.utc).isoformat(timespec="milliseconds"), kind, message))
     try:
         with path.open("ab+") as file:
             if file.tell():
@@ -39,6 +38,11 @@ def add_event(path: Path, kind: str, message: str) -> None:
             file.write(line.encode())
     except OSError as error:
         LOGGER.warning("%s: cannot be written (%s); not recorded: %s: %s", path, error.strerror or error, kind, message)
+
+
+def line_of(event: Event) -> str:
+    """The line of the diary that holds an event."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(event)}) + "\n"
 
 
 def read_events(path: Path) -> tuple[Event, ...]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from ma_monitor.errors import StoreError
 from ma_monitor.runs.codec import encode_measurements
 from ma_monitor.runs.documents import remove_documents
-from ma_monitor.runs.events import add_event
-from ma_monitor.runs.files import writing
+from ma_monitor.runs.events import add_event, line_of
+from ma_monitor.runs.files import replace_file, writing
 from ma_monitor.runs.log import LogWriter
 from ma_monitor.runs.meta import differences
 from ma_monitor.runs.records import Measurements, Plan
@@ -23,8 +23,9 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> int:
     """Joins runs that measured different steps of one training in the same way.
 
     Records are written in step order, each plan before the first step after it came into force, as a replay in one
-    process writes them: metadata and measurements are that run's to the byte. Fits and forecast are left to the
-    caller. The runs stay as they are; killed anywhere, the same call does it all again.
+    process writes them: metadata and measurements are that run's to the byte. The diaries are joined in the order of
+    their times, what several of them hold once. Fits and forecast are left to the caller. The runs stay as they are;
+    killed anywhere, the same call does it all again.
 
     Args:
         paths: The runs. What a metadata's free parts (names, versions) say is taken from the first.
@@ -44,23 +45,23 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> int:
         raise StoreError(f"{out}: there is no run to join")
     measured = _joined(runs)
     plans = _plans(runs)
+    diary = _diary(runs)
+    if not there:  # an empty run is a run, wherever the rest is cut off
+        Run.create(out, runs[0].meta, None).close()
     with ExitStack() as held:
+        held.callback(LogWriter(out / LOG).close)  # keeps other writers off until the file is replaced
         with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
             for left in out.glob(".merge-*"):  # by a process that was killed
                 shutil.rmtree(left)
             beside = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=".merge-", dir=out)))
-        if there:
-            held.callback(LogWriter(out / LOG).close)  # keeps other writers off until the file is replaced
         with Run.create(beside / "run", runs[0].meta, plans.pop(0) if plans else None) as joined:
             for step in sorted(measured):
                 while plans and (plans[0].from_step < step or step == max(measured)):
                     joined.add_plan(plans.pop(0))
                 joined.append(measured[step])
         with writing(out):
+            replace_file(out / EVENTS, lambda file: file.write_text(diary, encoding="utf-8"))
             (beside / "run" / LOG).replace(out / LOG)
-            if not there:
-                (beside / "run" / META).replace(out / META)
     remove_documents(out, "fits", "forecast")
     add_event(out / EVENTS, "merged", f"{len(runs)} runs, {len(measured)} steps")
     return len(measured)
@@ -83,6 +84,12 @@ def _joined(runs: Sequence[Run]) -> dict[int, Measurements]:
                 )
             origin.setdefault(m.step, run.path)
     return found
+
+
+def _diary(runs: Sequence[Run]) -> str:
+    """The diaries of all runs in order, each event once."""
+    events = dict.fromkeys(event for run in runs for event in run.events)
+    return "".join(line_of(event) for event in sorted(events, key=lambda event: event.time))
 
 
 def _plans(runs: Sequence[Run]) -> list[Plan]:

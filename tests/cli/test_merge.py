@@ -125,6 +125,62 @@ def test_the_first_of_two_plans_for_a_step_counts(tmp_path: Path, measured: list
         merge([], tmp_path / "no")
 
 
+def test_the_diaries_are_joined_in_order_and_each_event_once(tmp_path: Path, measured: list[Measurements]) -> None:
+    parts = [write(tmp_path / f"part-{i}", measured[i::2]) for i in range(2)]
+    for number in range(4):
+        with Run.open(parts[number % 2], writable=True) as run:
+            run.event("fault", f"number {number}")
+
+    merge(parts, tmp_path / "out")
+    merge([*parts, tmp_path / "out"], tmp_path / "out")
+
+    events = Run.open(tmp_path / "out").events
+    assert [event.message for event in events if event.kind == "fault"] == [f"number {n}" for n in range(4)]
+    assert list(events) == sorted(events, key=lambda event: event.time)
+    held = {event for part in parts for event in Run.open(part).events}
+    assert [event.kind for event in events if event not in held][-2:] == ["merged", "merged"]
+    assert len(set(events)) == len(events)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["a new run", "one that is there"])
+def test_killed_anywhere_the_same_call_joins_the_same(
+    tmp_path: Path, measured: list[Measurements], monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    parts = [write(tmp_path / f"part-{i}", measured[i::3]) for i in range(3)]
+    merge(parts, tmp_path / "at once")
+    whole = {name: (tmp_path / "at once" / name).read_bytes() for name in FILES[:2]}
+
+    class Killed(BaseException):
+        """Nothing after it is done, as after a SIGKILL."""
+
+    replace_path = Path.replace
+    for kill_at in range(20):
+        out = tmp_path / f"out-{kill_at}"
+        if there:
+            write(out, measured[::3])
+        left = kill_at
+
+        def counted(path: Path, target: Path) -> Path:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return replace_path(path, target)
+
+        monkeypatch.setattr(Path, "replace", counted)
+        killed = False
+        try:
+            merge(parts, out)
+        except Killed:
+            killed = True
+        monkeypatch.undo()
+        if not killed:
+            break
+        assert merge(parts, out) == len(STEPS)
+        assert {name: (out / name).read_bytes() for name in whole} == whole
+    assert kill_at >= 3, "the run was replaced in one piece"
+
+
 def test_a_run_that_is_being_written_is_not_replaced(tmp_path: Path, measured: list[Measurements]) -> None:
     one, out = write(tmp_path / "one", measured[::2]), write(tmp_path / "out", measured[1::2])
     before = (out / "measurements.bin").read_bytes()

@@ -22,6 +22,7 @@ from ma_monitor.replay.follow import follow
 from ma_monitor.replay.runner import ReplayResult, replay
 from ma_monitor.replay.sources import FolderSource, folder_source
 from ma_monitor.runs.store import Run
+from ma_monitor.sinks.base import Emission, MemorySink
 from tests.replay.makers import IDS, train
 
 STEPS = (0, 2, 5, 9)
@@ -182,6 +183,47 @@ def test_an_interrupt_while_it_measures_loses_nothing(
 
     assert result == ReplayResult(run, (0, 2), (), ())
     assert Run.open(run).read_document("fits") is not None
+
+
+def test_an_interrupt_right_after_the_first_record_loses_nothing(
+    saved: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupt(MemorySink):
+        def emit(self, emission: Emission) -> None:
+            raise KeyboardInterrupt
+
+    copying(saved, root, 0)()
+    Script(monkeypatch, nothing)
+    run = tmp_path / "run"
+
+    result = follow(root, run, lambda source: replay(source, PROBE, None, run, sinks=[Interrupt()]))
+
+    assert result == ReplayResult(run, (0,), (), ())
+    assert Run.open(run).read_document("fits") is not None
+
+
+def test_a_folder_that_cannot_be_read_is_warned_about_once_and_waited_for(
+    saved: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = tmp_path / "away"
+    copying(saved, root, 0)()
+    Script(
+        monkeypatch,
+        nothing,
+        lambda: root.rename(away),
+        nothing,
+        lambda: away.rename(root),
+        lambda: root.rename(away),
+        lambda: away.rename(root),
+        copying(saved, root, 9),
+        nothing,
+    )
+
+    result = follow(root, tmp_path / "run", Calls(tmp_path / "run"))
+
+    assert (result.measured, result.problems) == ((0, 9), ())
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "ma_monitor"]
+    assert warning == f"{root}: cannot be read (No such file or directory); waiting until it can"
 
 
 def test_what_is_not_whole_is_waited_for_and_named(

@@ -6,6 +6,8 @@ import errno
 import os
 import subprocess
 import sys
+import time
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,20 @@ def test_a_server_says_how_long_to_wait_within_reason(
     hub_source(REPO, "all")
 
     assert slept == waits
+
+
+@pytest.mark.parametrize(("ahead", "expected"), [(30, 30), (86400, 60), (-86400, 0)])
+def test_a_server_says_until_when_to_wait_within_reason(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, ahead: float, expected: float
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("ma_monitor.replay.asking.time.sleep", slept.append)
+    hub.repos[REPO] = {"step10": SAFE}
+    hub.faults, hub.retry_after = {"/refs$": [429]}, formatdate(time.time() + ahead, usegmt=True)
+
+    hub_source(REPO, "all")
+
+    assert slept == [pytest.approx(expected, abs=5)]  # a date is whole seconds, and the server takes its time
 
 
 def test_a_full_disk_is_named(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,5 +198,10 @@ def test_a_dry_run_tells_sizes_and_downloads_nothing(
     assert told.endswith("(4)")
     assert ([row["step"] for row in document["pending"]], document["held"]) == ([24], [0, 2, 4, 8])
     assert document["seconds"] == pytest.approx(float(seconds))
+    with Run.open(run, writable=True) as held:
+        for unknown in ("2 hours", "", "3 checkpoints at 1.5 seconds a checkpoint (4)"):
+            held.event("replayed", unknown)
+    _, document, _ = cli(capsys, "replay", REPO, "--revisions", "step24", "--dry-run", "--out", run, "--json")
+    assert document["seconds"] == pytest.approx(float(seconds)), "what another version noted counts for nothing"
     assert main(["replay", REPO, "--revisions", "step24", "--dry-run", "--out", str(run)]) == 0
     assert f"1 checkpoint to measure, {size / 1e9:.3g} GB, ~" in capsys.readouterr().out

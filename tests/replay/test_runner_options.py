@@ -85,6 +85,16 @@ def test_force_spares_the_run_if_nothing_can_be_loaded_or_it_is_being_written(sa
     assert contents(run) == before
 
 
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_force_killed_while_it_forgets_is_repeated(saved: Path, whole: Path, tmp_path: Path, gone: int) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    for name in ("run.json", "events.jsonl", "measurements.bin")[:gone]:
+        (run / name).unlink()
+    result = replay(folder_source(saved), PROBE, None, run, force=True)
+    assert result.measured == STEPS
+    assert contents(run) == contents(whole)
+
+
 def test_another_probe_is_refused_before_anything_is_loaded(saved: Path, whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     source = folder_source(saved)
