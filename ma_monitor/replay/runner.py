@@ -16,15 +16,17 @@ import torch
 
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, SourceError, StoreError
+from ma_monitor.measure.layers import describe_model
 from ma_monitor.monitor import Monitor, Observer
 from ma_monitor.replay.ahead import one_ahead
-from ma_monitor.replay.models import ModelLoader, checked_device, checked_dtype
-from ma_monitor.replay.sources import Checkpoint, Source
+from ma_monitor.replay.models import ModelLoader, blank_model, checked_device, checked_dtype
+from ma_monitor.replay.sources import Checkpoint, FolderSource, Source
+from ma_monitor.replay.weights import fingerprint
 from ma_monitor.runs.documents import remove_documents
 from ma_monitor.runs.files import lock, writing
 from ma_monitor.runs.log import LogWriter
 from ma_monitor.runs.meta import differences
-from ma_monitor.runs.records import Plan
+from ma_monitor.runs.records import ModelShape, Plan
 from ma_monitor.runs.store import EVENTS, LOG, META, Run
 from ma_monitor.schedule import planned_rates
 from ma_monitor.sinks.base import Sink
@@ -38,6 +40,8 @@ Progress = Callable[[int, int, str], None]
 REPLAYED = "replayed"
 """Event in which a replay notes its pace."""
 PACE = "seconds a checkpoint"
+WEIGHTS = "weights"
+"""Event in which a replay notes a step and the fingerprint of the first checkpoint that it measured."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +120,38 @@ def known_run(out: Path, source: Source, probe: Probe, config: MonitorConfig, dt
     """The run in a directory, None where there is none.
 
     Raises:
-        StoreError: If it is of another model on the Hub, or was measured in another way than this probe, configuration
-            and dtype (if not None) would.
+        StoreError: If it is of another model, as far as names, shape and what the run noted of weights tell, or was
+            measured in another way than this probe, configuration and dtype (if not None) would.
     """
     if not (out / META).is_file():
         return None
     run = Run.open(out)
-    model = replace(run.meta.model, name=source.name)
+    model = replace(_shape(source) or run.meta.model, name=source.name)
     wanted = replace(run.meta, model=model, probe=probe.info, k=config.k, ratio=config.ratio)
     if dtype is not None:
         wanted = replace(wanted, precision=str(dtype).removeprefix("torch."))
-    if reasons := differences(run.meta, wanted):
+    if reasons := [*differences(run.meta, wanted), *_other_weights(run, source)]:
         raise StoreError(f"{out}: holds another run: {'; '.join(reasons)}; use another run directory")
     return run
+
+
+def _shape(source: Source) -> ModelShape | None:
+    """The shape of a source's model as its last configuration tells it, None where that cannot be had."""
+    with suppress(SourceError), tempfile.TemporaryDirectory(prefix="ma_monitor-") as place:
+        return describe_model(blank_model(source.fetch(source.checkpoints[-1], Path(place), "record")))
+    return None
+
+
+def _other_weights(run: Run, source: Source) -> Iterator[str]:
+    """Which of the steps whose weights the run noted have others in this folder: the first and the last that it has."""
+    if not isinstance(source, FolderSource):  # a model on the Hub is known by its id, and has to be downloaded
+        return
+    events = [event.message.partition(": ") for event in run.events if event.kind == WEIGHTS]
+    noted = {step: weights for step, _, weights in events}
+    known = [c for step in noted for c in source.checkpoints if step == f"step {c.step}"]
+    for checkpoint in dict.fromkeys([*known[:1], *known[-1:]]):
+        if fingerprint(source.folders[checkpoint]) not in (None, noted[f"step {checkpoint.step}"]):
+            yield f"{checkpoint.name} has other weights than those that were measured as step {checkpoint.step}"
 
 
 def held_steps(out: Path) -> tuple[int, ...]:
@@ -183,8 +206,12 @@ class _Replay:
 
     def _measure_one(self, checkpoint: Checkpoint, fetched: Future[Path], *, final: bool) -> None:
         """Measures a checkpoint, or names why not."""
+        weights = None
         try:
-            model = self.loader.load(fetched.result())
+            folder = fetched.result()
+            model = self.loader.load(folder)
+            if not self.measured:
+                weights = fingerprint(folder)
         except SourceError as error:
             self.problems.append(f"{checkpoint.name} left out: {error}")
             return
@@ -198,6 +225,8 @@ class _Replay:
             self.problems.append(f"{checkpoint.name} left out: its probe failed, the run's events say why")
             return
         self.measured.append(checkpoint.step)
+        if weights:
+            monitor.run.event(WEIGHTS, f"step {checkpoint.step}: {weights}")
         if self.loader.dtype == torch.float16:
             self._check_overflow(checkpoint, monitor.run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ Stored = Mapping[str, Callable[[], Tensor]]
 READERS = 4
 """Tensors on their way at once: enough to keep a disk busy, few enough that they weigh little beside the model."""
 SAMPLED = 1024
-"""Entries of a tensor that are compared to tell whether two are the same."""
+"""Entries of a tensor that are looked at to tell whether two are the same."""
 
 
 @contextmanager
@@ -38,6 +39,23 @@ def stored_tensors(folder: Path) -> Iterator[Stored]:
                 opened = files.enter_context(safe_open(file, framework="pt"))
                 found |= {name: partial(opened.get_tensor, name) for name in opened.keys()}  # noqa: SIM118
         yield found
+
+
+def fingerprint(folder: Path) -> str | None:
+    """A digest of the first numbers of each tensor of a checkpoint: the same for a copy, another for other weights.
+
+    None where they cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with stored_tensors(folder) as stored:
+            for name in sorted(stored):
+                tensor = stored[name]()
+                digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.flatten()[:SAMPLED].view(torch.uint8).numpy().tobytes())
+    except Exception:  # each format of weights has its own errors; whoever loads them explains
+        return None
+    return digest.hexdigest()[:16]
 
 
 def places(stored: Stored, entries: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

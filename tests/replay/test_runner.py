@@ -240,6 +240,23 @@ def test_a_model_of_the_hub_is_told_from_another_of_its_shape(
     assert result.skipped == tuple(c.step for c in one.checkpoints[pending:])
 
 
+def test_a_model_of_a_folder_is_told_from_another_of_its_shape(
+    saved: Path, checkpoints: Path, tmp_path: Path, probe: Probe
+) -> None:
+    replay(folder_source(saved), probe, None, tmp_path / "run", checkpoints=folder_source(saved).checkpoints[1:2])
+    assert replay(folder_source(checkpoints), probe, None, tmp_path / "run").skipped == (10,), "a copy is the same"
+    before = log_of(tmp_path / "run")
+    for step, changed in ((0, 10), (10, 0)):  # the first that each of the two replays measured
+        other = Path(shutil.copytree(saved, tmp_path / f"other-{step}"))
+        shutil.copy(other / f"checkpoint-{changed}" / "model.safetensors", other / f"checkpoint-{step}")
+        with pytest.raises(StoreError, match=f"checkpoint-{step} has other weights than .* measured as step {step}"):
+            replay(folder_source(other), probe, None, tmp_path / "run")
+        assert replay(folder_source(other), probe, None, tmp_path / "anew", force=True).measured == STEPS
+    (other / "checkpoint-10" / "model.safetensors").write_bytes(b"cut")
+    replay(folder_source(other), probe, None, tmp_path / "run")  # nothing can be told then
+    assert log_of(tmp_path / "run") == before
+
+
 def test_a_run_of_another_probe_model_or_precision_is_not_gone_on_with(
     saved: Path, tmp_path: Path, probe: Probe
 ) -> None:

@@ -95,6 +95,16 @@ def test_force_killed_while_it_forgets_is_repeated(saved: Path, whole: Path, tmp
     assert contents(run) == contents(whole)
 
 
+def test_another_shape_is_refused_before_any_weights_are_loaded(saved: Path, whole: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(saved, tmp_path / "other"))
+    file = other / "checkpoint-14" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 3}), encoding="utf-8")
+    for weights in other.glob("*/model.safetensors"):
+        weights.write_bytes(b"cut")
+    with pytest.raises(StoreError, match="holds another run: model layers was 2, is 3"):
+        replay(folder_source(other), PROBE, None, Path(shutil.copytree(whole, tmp_path / "run")))
+
+
 def test_another_probe_is_refused_before_anything_is_loaded(saved: Path, whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     source = folder_source(saved)

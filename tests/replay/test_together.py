@@ -22,7 +22,7 @@ from ma_monitor.replay.runner import ReplayResult, replay
 from ma_monitor.replay.sources import folder_source
 from ma_monitor.replay.together import replay_together
 from ma_monitor.runs.store import Run
-from tests.replay.makers import FILES, IDS, contents, train
+from tests.replay.makers import FILES, IDS, contents, save_model, train
 
 STEPS = (0, 1, 2, 4, 6, 8)
 PROBE = Probe.from_ids(IDS, source="ids.npy")
@@ -75,6 +75,16 @@ def test_another_probe_is_refused_and_force_begins_anew(saved: Path, alone: Path
     result = replay_together(source, PROBE, MonitorConfig(), run, force=True)
     assert result == ReplayResult(run, STEPS, (), ())
     assert contents(run) == contents(alone)
+
+
+@pytest.mark.usefixtures("alone_in_the_group")
+def test_another_model_is_refused_before_anything_is_measured(saved: Path, tmp_path: Path) -> None:
+    run, source = tmp_path / "run", folder_source(saved)
+    replay(source, PROBE, None, run, checkpoints=source.checkpoints[:1])
+    save_model(tmp_path / "wide" / "step9", seed=1, width=32)
+    with pytest.raises(StoreError, match="holds another run: model width was 16, is 32"):
+        replay_together(folder_source(tmp_path / "wide"), PROBE, MonitorConfig(), run)
+    assert not (run / "shards").exists()
 
 
 @pytest.mark.usefixtures("alone_in_the_group")
