@@ -88,3 +88,21 @@ def _best(hypotheses: dict[str, dict[str, Any]]) -> str | None:
     """The hypothesis of the lowest AICc, None where none has one."""
     scored = {name: entry["aicc"] for name, entry in hypotheses.items() if entry["aicc"] is not None}
     return min(scored, key=scored.__getitem__) if scored else None
+
+
+def layers_words(layers: Sequence[int]) -> str:
+    """``layer 3``, ``layers 1-4, 7``: numbers in rising order, runs of them joined."""
+    groups: list[list[int]] = []
+    for layer in layers:
+        if groups and layer == groups[-1][-1] + 1:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+    told = [f"{group[0]}–{group[-1]}" if len(group) > 1 else str(group[0]) for group in groups]
+    return f"layer{'' if len(layers) == 1 else 's'} {', '.join(told)}"
+
+
+def shown(text: object, most: int = 300) -> str:
+    """Other people's text as a page shows it: nothing that steers, nothing endless."""
+    whole = str(text)
+    return printable(whole[:most]) + (f"… ({len(whole):,} characters)" if len(whole) > most else "")

@@ -1,0 +1,90 @@
+"""``ma-monitor report``: one self-contained page of a run, or of several."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ma_monitor.cli.common import Commands, add_command, add_ratio, count, emit_json, note, open_run, positive, say
+from ma_monitor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ma_monitor.runs.store import Run
+
+REFRESH = 30
+"""Seconds between two looks at a live run."""
+
+
+def add(commands: Commands) -> None:
+    """Declares the command."""
+    parser = add_command(
+        commands,
+        "report",
+        run,
+        help="write one self-contained page of a run",
+        text=(
+            "One HTML file that loads nothing from the network: which layers carry massive activations, where each is\n"
+            "heading and how sure that is, what earlier forecasts of the run were worth, and every number behind it.\n"
+            "With --live it is written anew as the run grows, and the open page follows, until the planned end."
+        ),
+        example="ma-monitor report runs/a --out report.html",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="directories of runs, a tab each")
+    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
+    parser.add_argument(
+        "--live",
+        type=positive,
+        nargs="?",
+        const=REFRESH,
+        metavar="SECONDS",
+        help=f"keep the page up to date while the training goes on, looking every so often (default: {REFRESH})",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="a tokenizer.json for the tokens' text (default: one beside the run)"
+    )
+    add_ratio(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does it."""
+    tokenizer = None if args.tokenizer is None else Path(args.tokenizer)
+    if tokenizer is not None and not tokenizer.is_file():
+        raise ConfigError(f"--tokenizer must be a tokenizer.json, and {tokenizer} is no file")
+    from ma_monitor.report.page import write
+
+    out, sources = Path(args.out), [open_run(path, args.ratio) for path in args.runs]
+    seen, said = measured(sources), False
+    try:
+        while args.live and not over(sources):
+            size = write(sources, out, refresh=args.live, tokenizer=tokenizer)
+            if not said:
+                note(f"ma-monitor: {out} follows the training; end with Ctrl-C")
+                said = True
+            while measured(sources) == seen:
+                time.sleep(args.live)
+                sources = [open_run(path, args.ratio) for path in args.runs]
+            seen = measured(sources)
+    except KeyboardInterrupt:
+        note("ma-monitor: interrupted; the page is left as it is now and does not load itself again")
+    size = write(sources, out, tokenizer=tokenizer)
+    if args.json:
+        emit_json({"runs": [str(source.path) for source in sources], "file": str(out), "bytes": size})
+    else:
+        say(f"{out}: {count(len(sources), 'run')}, {size / 1e6:.1f} MB; open it in a browser")
+    return 0
+
+
+def measured(sources: Sequence[Run]) -> list[list[int]]:
+    """What a page would show anew: the measured steps of each run."""
+    return [source.steps.tolist() for source in sources]
+
+
+def over(sources: Sequence[Run]) -> bool:
+    """Whether every run has reached the end that is planned for it."""
+    plans = [(source.steps, source.plan_at(int(source.steps[-1])) if len(source.steps) else None) for source in sources]
+    return all(
+        plan is not None and plan.total_steps is not None and steps[-1] >= plan.total_steps for steps, plan in plans
+    )
