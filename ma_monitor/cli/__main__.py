@@ -12,13 +12,13 @@ import sys
 from collections.abc import Sequence
 
 from ma_monitor import __version__
-from ma_monitor.cli import compare, demo, export, fit, forecast, import_, log, merge, replay, report
+from ma_monitor.cli import compare, demo, export, fit, forecast, import_, log, merge, predict, replay, report
 from ma_monitor.cli.common import Parser, note, warnings_on_stderr
 from ma_monitor.errors import MaMonitorError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
-COMMANDS = (demo, replay, merge, import_, fit, forecast, compare, report, export, log)
+COMMANDS = (demo, predict, replay, merge, import_, fit, forecast, compare, report, export, log)
 
 
 def build_parser() -> Parser:

@@ -1,0 +1,1 @@
+"""Before training: from a configuration to trajectories, and what decides them."""
