@@ -116,8 +116,8 @@ def run(args: argparse.Namespace) -> int:
 
     from ma_monitor.replay.sources import open_source
 
-    if args.follow and (args.force or args.keep or args.dry_run):
-        raise ConfigError("--follow goes with none of --force, --keep and --dry-run")
+    if args.follow and (args.force or args.keep or args.dry_run or args.revisions != "all"):
+        raise ConfigError("--follow goes with none of --force, --keep, --dry-run and --revisions")
     if args.follow and not Path(args.source).is_dir():
         raise ConfigError(f"--follow needs a folder that exists, got {args.source!r}")
     disable_progress_bar()  # one for each checkpoint, and the Hub's client's own

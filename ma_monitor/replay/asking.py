@@ -17,7 +17,7 @@ FIRST_WAIT = 1.0
 """Seconds before the second attempt, doubled before each further one; a server's Retry-After goes before it."""
 LONGEST_WAIT = 60.0
 LISTED = 1000
-"""Models of an owner that are looked through for one of a like name."""
+"""Models that are looked through for one of a like name."""
 
 
 def asked(question: Callable[[], Result], repo: str, revision: str | None = None, *, kind: str = "model") -> Result:
@@ -113,12 +113,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _like_it(repo: str) -> str:
-    """The owner's models of nearly that name as the end of a sentence; nothing where they cannot be listed."""
+    """Models of nearly that name, the owner's before others', as the end of a sentence; nothing if there is no list."""
     from huggingface_hub import HfApi
 
     owner, _, name = repo.rpartition("/")
     try:
-        models = HfApi().list_models(author=owner, limit=LISTED)
-        return nearest(name, [model.id.rpartition("/")[2] for model in models])
+        own = HfApi().list_models(author=owner, limit=LISTED) if owner else ()
+        near = nearest(name, [model.id.rpartition("/")[2] for model in own])
+        return near or nearest(repo, [model.id for model in HfApi().list_models(search=name, limit=LISTED)])
     except Exception:  # this only helps to explain another fault
         return ""

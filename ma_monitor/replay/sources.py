@@ -75,11 +75,16 @@ def open_source(text: str, revisions: str = "all", *, keep: Path | None = None) 
         keep: For a Hub id only: where downloads stay; None deletes each after use.
 
     Raises:
-        SourceError: If there is nothing of that name, or nothing in it that can be measured.
+        SourceError: If there is nothing of that name, or nothing in it that can be measured, or it is on this machine
+            and revisions are asked for.
     """
     from ma_monitor.replay.hub import hub_source
 
     path = Path(text).expanduser()
+    if path.exists() and revisions != "all":
+        raise SourceError(
+            f"revisions are of a model on the Hub, and {text!r} is on this machine; list folders in a file"
+        )
     if path.is_dir():
         return folder_source(path)
     if path.is_file():

@@ -89,8 +89,10 @@ class LoopbackHub:
     def answer(self, path: str, query: str, span: str | None) -> Answer:
         """The answer to a request for a path, ``span`` being its Range header."""
         if path == "/api/models":
-            author = parse_qs(query)["author"][0]
-            return _json([{"id": repo, "modelId": repo} for repo in self.repos if repo.startswith(f"{author}/")])
+            asked_for = parse_qs(query)
+            owner, part = (asked_for.get(key, [""])[0] for key in ("author", "search"))
+            found = [repo for repo in self.repos if owner in ("", repo.partition("/")[0]) and part in repo]
+            return _json([{"id": repo, "modelId": repo} for repo in found])
         match = API.fullmatch(path) or FILE.fullmatch(path)
         if match is None or match["repo"] not in self.repos:
             return _error(404, "RepoNotFound")

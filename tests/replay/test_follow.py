@@ -246,6 +246,8 @@ def test_the_command_wants_a_folder_and_nothing_that_cannot_be_done_with_it(
     assert "--follow needs a folder that exists, got 'lab/tiny'" in capsys.readouterr().err
     assert main(["replay", str(root), "--follow", "--force", "--out", str(tmp_path / "run")]) == 2
     assert "--follow goes with none of --force" in capsys.readouterr().err
+    assert main(["replay", str(root), "--follow", "--revisions", "log", "--out", str(tmp_path / "run")]) == 2
+    assert "and --revisions" in capsys.readouterr().err
 
 
 @pytest.mark.slow

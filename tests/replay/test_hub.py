@@ -217,6 +217,9 @@ def test_a_misspelt_model_is_named_with_the_nearest(hub: LoopbackHub) -> None:
     hub.repos = {"lab/tiny": {}, "lab/other": {}, "else/tinny": {}}
     with pytest.raises(SourceError, match=r"no public model 'lab/tinny' \(nearest: tiny\): check the spelling"):
         open_source("lab/tinny")
+    for misspelt in ("labb/tiny", "tiny"):
+        with pytest.raises(SourceError, match=rf"no public model '{misspelt}' \(nearest: lab/tiny\): check"):
+            open_source(misspelt)
     hub.faults = {"/api/models$": [404]}
     with pytest.raises(SourceError, match="no public model 'lab/tinny': check the spelling"):
         open_source("lab/tinny")

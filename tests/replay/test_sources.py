@@ -175,6 +175,8 @@ def test_an_existing_folder_goes_before_a_hub_id(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
 
     assert open_source("owner/model").checkpoints == (Checkpoint(4, "step4"),)
+    with pytest.raises(SourceError, match="revisions are of a model on the Hub, and 'owner/model' is on this machine"):
+        open_source("owner/model", "step4")
 
 
 @pytest.mark.parametrize("text", ["./nowhere", "/no/such/folder", "a/b/c", "owner/model name"])
