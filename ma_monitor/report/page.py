@@ -16,7 +16,7 @@ import numpy as np
 from ma_monitor import __version__
 from ma_monitor.errors import ConfigError, MissingExtraError
 from ma_monitor.report.summary import summary
-from ma_monitor.report.words import number, shown
+from ma_monitor.report.words import UNKNOWN, number, percent, shown
 from ma_monitor.runs.files import replace_file, writing
 from ma_monitor.runs.store import Run
 
@@ -51,7 +51,14 @@ def render(runs: Sequence[Run], *, refresh: int | None = None, tokenizer: Path |
         view["json"] = _json({key: view.get(key) for key in DATA})
     style, script, library = (_static(name) for name in ("page.css", "page.js", "echarts.min.js"))
     environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
-    environment.filters |= {"commas": _commas, "num": number, "percent": _percent, "factor": _factor, "shown": shown}
+    environment.filters |= {
+        "commas": _commas,
+        "num": number,
+        "percent": percent,
+        "factor": _factor,
+        "shown": shown,
+        "score": _score,
+    }
     return environment.from_string(_static("page.html")).render(
         runs=views,
         refresh=refresh,
@@ -96,8 +103,8 @@ def _commas(value: int) -> str:
     return f"{value:,}"
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}"
+def _score(r2: float | None) -> str:
+    return UNKNOWN if r2 is None else f"{round(r2, 3) + 0.0:.3f}"  # no -0.000
 
 
 def _factor(error: float) -> str:

@@ -18,7 +18,17 @@ from ma_monitor.numerics.variability import variability
 from ma_monitor.report.comparison import listed
 from ma_monitor.report.places import places
 from ma_monitor.report.track import Record, track_record, track_words
-from ma_monitor.report.words import asymptote_words, band, compare, count, layers_words, number, peak_words
+from ma_monitor.report.words import (
+    UNKNOWN,
+    asymptote_words,
+    band,
+    compare,
+    count,
+    layers_words,
+    number,
+    peak_words,
+    percent,
+)
 from ma_monitor.runs.store import Run
 
 Floats = NDArray[np.float64]
@@ -30,6 +40,8 @@ CURVE_POINTS = 160
 DIGITS = 5
 SURE, FAIRLY = 1.25, 2.0
 """An 80 % band whose ends differ by less than these factors is called sure, or fairly sure."""
+LIKELY = 0.5
+"""Crossings of this probability or more are told."""
 OUTCOMES = {
     "early_peak": "peaked, then fell",
     "log_increase": "rose until the last step",
@@ -73,6 +85,7 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         "warnings": warnings + not_finite(run) + faults(run),
         "headlines": headlines(rows, now, end, forecast, record),
         "rows": rows,
+        "reasons": reasons(rows),
         "track": [one.to_dict() for one in record],
         "track_words": track_words(record),
         "hypotheses": compare(documents),
@@ -98,9 +111,10 @@ def layer_row(document: dict[str, Any], prediction: LayerForecast, now: float, *
     if not farthest and known["steps"]:
         farthest = {key: known[key][-1] for key in ("median", "p10", "p90")} | {"step": known["steps"][-1]}
     low, middle, high = (farthest.get(key) for key in ("p10", "median", "p90"))
-    heading, sure = OUTCOMES[document["class"]], "over"
+    heading, sure = OUTCOMES[document["class"]], UNKNOWN
     if not over:
         heading, sure = towards(now, low, high)
+    crossing = prediction.crossings.get(MASSIVE)
     best = {"curve": {"aicc": document["aicc"]}, **document["hypotheses"]}
     scored = {name: one["aicc"] for name, one in best.items() if one["aicc"] is not None}
     return {
@@ -121,7 +135,8 @@ def layer_row(document: dict[str, Any], prediction: LayerForecast, now: float, *
         "asymptote": known["asymptote"]["value"] if (known["asymptote"] or {}).get("identified") else None,
         "asymptote_words": asymptote_words(known["asymptote"]),
         "best": min(scored, key=scored.__getitem__).replace("_", " ") if scored else None,
-        "status": None if prediction.status == FORECAST else prediction.status,
+        "passes": None if over or not crossing else (crossing.probability, crossing.step),
+        "status": prediction.status,
     }
 
 
@@ -132,10 +147,10 @@ def towards(now: float, low: float | None, high: float | None) -> tuple[str, str
     width = high / low if low > 0 else math.inf
     sure = "sure" if width <= SURE else "fairly sure" if width <= FAIRLY else "unsure"
     if low > now:
-        return "rises", sure
+        return "rising", sure
     if high < now:
-        return "falls", sure
-    return ("stays about level" if width <= SURE else "rise or fall is open"), sure
+        return "falling", sure
+    return ("about level" if width <= SURE else "open (up or down)"), sure
 
 
 def headlines(
@@ -182,10 +197,15 @@ def _whither(rows: Sequence[dict[str, Any]], now: int, end: int | None) -> str:
     top = max(ends, key=lambda row: row["middle"])
     until = f"the planned end, step {end:,}" if end is not None else f"step {top['at']:,} (no end is planned)"
     ahead = [row for row in rows if row["peak"] is not None and row["peak"] > now]
-    peaks = "; ".join(f"layer {row['layer']} peaks at step {row['peak']:,.0f}" for row in ahead[:3])
-    return f"Until {until}: {told}. Largest then: layer {top['layer']}, {top['end_words']} (80 % band)." + (
-        f" {peaks[0].upper()}{peaks[1:]}." if peaks else ""
-    )
+    peaks = [f"Layer {row['layer']} peaks at step {row['peak']:,.0f}." for row in ahead[:3]]
+    passing = [
+        f"Layer {row['layer']} passes {MASSIVE:g} near step {step:,.0f} ({percent(probability)} likely)."
+        for row in rows
+        for probability, step in filter(None, [row["passes"]])
+        if probability >= LIKELY and row["now"] and row["now"] < MASSIVE
+    ]
+    largest = f"Largest then: layer {top['layer']}, {top['end_words']} (80 % band)."
+    return " ".join([f"Until {until}: {told}.", largest, *passing[:3], *peaks])
 
 
 def _how_sure(rows: Sequence[dict[str, Any]], record: Sequence[Record], *, over: bool) -> str:
@@ -193,6 +213,14 @@ def _how_sure(rows: Sequence[dict[str, Any]], record: Sequence[Record], *, over:
     told = ", ".join(f"{kind} for {count(many, 'layer')}" for kind, many in counts if many)
     first = f"The forecast is {told}. " if told and not over else ""
     return first + track_words(record)
+
+
+def reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Why layers are not forecast, where they are not."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        found.setdefault(row["status"], []).append(row["layer"])
+    return [f"{layers_words(layers)}: {status}" for status, layers in found.items() if status != FORECAST]
 
 
 def not_finite(run: Run) -> list[str]:

@@ -13,6 +13,7 @@ from ma_monitor.analysis import forecast_run
 from ma_monitor.numerics.forecast import FORECAST
 from ma_monitor.numerics.values import LARGEST
 from ma_monitor.report.comparison import listed
+from ma_monitor.report.words import percent
 from ma_monitor.runs.store import Run
 
 SHARES = (0.1, 0.2, 0.4, 0.6, 0.8)
@@ -100,6 +101,6 @@ def track_words(record: Sequence[Record]) -> str:
     last = sum(one.last_value * one.compared for one in record) / compared
     return (
         f"Track record: of what came after {len(record)} earlier forecasts of this run, their 80 % bands held "
-        f"{held:.0%}; the middle was off by a factor of {np.exp(error):.2f} on average "
+        f"{percent(held)}; the middle was off by a factor of {np.exp(error):.2f} on average "
         f"(the last value: {np.exp(last):.2f})."
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 UNKNOWN = "-"
 """What a table shows where a number is not known."""
+GROUPS = 6
+"""At most so many groups of layers are listed."""
 
 
 def printable(text: object) -> str:
@@ -91,7 +93,7 @@ def _best(hypotheses: dict[str, dict[str, Any]]) -> str | None:
 
 
 def layers_words(layers: Sequence[int]) -> str:
-    """``layer 3``, ``layers 1-4, 7``: numbers in rising order, runs of them joined."""
+    """``layer 3``, ``layers 1–4, 7``: numbers in rising order, neighbours joined, the many left out."""
     groups: list[list[int]] = []
     for layer in layers:
         if groups and layer == groups[-1][-1] + 1:
@@ -99,6 +101,8 @@ def layers_words(layers: Sequence[int]) -> str:
         else:
             groups.append([layer])
     told = [f"{group[0]}–{group[-1]}" if len(group) > 1 else str(group[0]) for group in groups]
+    left = sum(map(len, groups[GROUPS:]))
+    told = told[:GROUPS] + ([f"{left} more"] if left else [])
     return f"layer{'' if len(layers) == 1 else 's'} {', '.join(told)}"
 
 
@@ -106,3 +110,8 @@ def shown(text: object, most: int = 300) -> str:
     """Other people's text as a page shows it: nothing that steers, nothing endless."""
     whole = str(text)
     return printable(whole[:most]) + (f"… ({len(whole):,} characters)" if len(whole) > most else "")
+
+
+def percent(share: float) -> str:
+    """``75 %``."""
+    return f"{100 * share:.0f} %"

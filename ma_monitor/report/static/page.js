@@ -67,7 +67,7 @@
   }
 
   // ---- pieces of charts
-  const rule = () => ({ lineStyle: { color: css("--line") } });
+  const rule = () => ({ onZero: false, lineStyle: { color: css("--line") } });
   function axis(scale, name, words, more = {}) {
     const places = scale.ticks.map(scale.at);
     return {
@@ -119,7 +119,9 @@
     if (!drawn) return { show() {}, redraw() {} };
     const id = article.dataset.run, many = rows.length;
     const byRatio = rows.map((r) => r.layer).sort((a, b) => (rows[b - 1].now ?? Infinity) - (rows[a - 1].now ?? Infinity) || a - b);
-    const state = { x: live && end ? "linear" : "log", origin: -1, ranks: false, fit: true, map: 0, ...kept.read("state " + id, {}) };
+    const top = drawn.ratios[byRatio[0] - 1], half = drawn.steps[top.findIndex((v) => v >= extent([top])[1] / 2)];
+    const late = half > 0.08 * drawn.steps.at(-1); // what happens early would be a wall on an even axis
+    const state = { x: late ? "linear" : "log", origin: -1, ranks: false, fit: true, map: 0, ...kept.read("state " + id, {}) };
     let chosen = kept.read("layers " + id, byRatio.slice(0, CHOSEN)).filter((layer) => layer <= many);
     const charts = new Map();
     const colour = (layer) => hue(Math.max(chosen.indexOf(layer), 0));
@@ -187,6 +189,7 @@
           series.push(line(points(x, y, drawn.steps, drawn.ratios[layer - 1]), color, { z: 4, showSymbol: drawn.steps.length <= 60 }));
         }
         const origin = old ? old.at : now;
+        $("[data-forecast]", article).hidden = !times.length;
         series.push(line([], css("--soft"), {
           markLine: { silent: true, symbol: "none", lineStyle: { color: css("--soft"), type: "dotted" }, label: { formatter: old ? "forecast made" : "now", color: css("--soft"), position: "insideEndTop", rotate: 0 }, data: times.length ? [{ xAxis: x.at(origin) }] : [] },
         }));
@@ -219,7 +222,7 @@
         const x = steps("linear", 0, drawn.steps.at(-1)), y = ratios([own, ...track.map((t) => t.bands[1][layer - 1])]);
         const series = track.flatMap((t, i) => {
           const [low, middle, high] = t.bands.map((b) => b[layer - 1]), color = hue(1 + i % (HUES - 1));
-          return [area(edges(x, y, t.steps, low, high), color, 0.16), line(points(x, y, t.steps, middle), color, { z: 3, lineStyle: { width: 1.5, type: "dashed", color } })];
+          return [area(edges(x, y, t.steps, low, high), color, 0.1), line(points(x, y, t.steps, middle), color, { z: 3, lineStyle: { width: 1.5, type: "dashed", color } })];
         });
         series.push(line(points(x, y, drawn.steps, own), hue(0), { z: 4 }));
         return {
