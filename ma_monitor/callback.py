@@ -119,6 +119,7 @@ class MassiveActivationCallback(TrainerCallback):
                 self.monitor = monitor
             if self._main:
                 self._open(monitor, args, state, kwargs.get("lr_scheduler"), checkpoint)
+                monitor.told += [key for key in _known(state).get("told", []) if key not in monitor.told]
                 self.monitor = monitor
                 self._remember(state)
             monitor.seconds = time.perf_counter() - started
@@ -213,7 +214,7 @@ class MassiveActivationCallback(TrainerCallback):
             monitor.open(_free(path), plan)
             return
         copy = (checkpoint or Path(str(args.output_dir)) / f"checkpoint-{resumed}") / CHECKPOINT_COPY
-        for candidate in (*self._known(path, state), copy):
+        for candidate in (*self._candidates(path, state), copy):
             if not _holds_run(candidate):
                 continue
             target = _free(path) if candidate == copy else candidate
@@ -233,18 +234,17 @@ class MassiveActivationCallback(TrainerCallback):
         _LOGGER.warning("ma_monitor: training resumes from step %d without its run; one begins in %s", resumed, fresh)
         monitor.open(fresh, plan)
 
-    def _known(self, path: Path, state: TrainerState) -> list[Path]:
+    def _candidates(self, path: Path, state: TrainerState) -> list[Path]:
         """Directories of runs that hold at least what the checkpoint knew of."""
-        carried = _carried(state).get(STATE_KEY)
-        known = carried if isinstance(carried, dict) else {}
+        known = _known(state)
         named = path.with_name(Path(str(known.get("run", path.name))).name)
         return [p for p in dict.fromkeys((named, path)) if _measured(p, state.global_step) >= known.get("measured", 0)]
 
     def _remember(self, state: TrainerState) -> None:
         """Puts into the Trainer's state, which every checkpoint saves, what a resume needs."""
         if self.monitor is not None and self.monitor.run is not None:
-            run = self.monitor.run
-            _carried(state)[STATE_KEY] = {"run": run.path.name, "measured": len(run.steps)}
+            run, told = self.monitor.run, self.monitor.told
+            _carried(state)[STATE_KEY] = {"run": run.path.name, "measured": len(run.steps), "told": told}
 
     @contextmanager
     def _guarded(self, what: str = "monitoring") -> Iterator[None]:
@@ -310,6 +310,12 @@ def _carried(state: TrainerState) -> dict[str, Any]:
     """What the Trainer's state saves for callbacks: JSON by name, which transformers types as a list."""
     carried: Any = state.stateful_callbacks
     return carried if isinstance(carried, dict) else {}
+
+
+def _known(state: TrainerState) -> dict[str, Any]:
+    """What a callback of an earlier life put there; nothing where there was none."""
+    known = _carried(state).get(STATE_KEY)
+    return known if isinstance(known, dict) else {}
 
 
 def _holds_run(path: Path) -> bool:

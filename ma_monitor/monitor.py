@@ -17,8 +17,10 @@ from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, StoreError
 from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, RunMeta
 from ma_monitor.runs.store import Run
-from ma_monitor.sinks.base import Sink
-from ma_monitor.sinks.metrics import emission
+from ma_monitor.sinks.alerts import Alert, due_alerts, probe_failed
+from ma_monitor.sinks.base import Emission, Sink
+from ma_monitor.sinks.metrics import emission, facts
+from ma_monitor.sinks.telling import tell, told_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +44,7 @@ class Observer:
         config: How to behave.
         sinks: Where emissions go; may be replaced at any time.
         latest: Fits and forecast of the last refit, None before the first.
+        told: Keys of the alerts of this run, also of earlier lives.
         seconds: Wall seconds spent in here.
     """
 
@@ -51,11 +54,13 @@ class Observer:
         self.config = config or MonitorConfig()
         self.sinks = sinks
         self.latest: Analysis | None = None
+        self.told: list[str] = [] if run is None else told_of(run)
         self.seconds = 0.0
         self._warning_level = logging.WARNING
         self._warned: set[tuple[str, str]] = set()
         self._emitted = False
         self._final: int | None = None
+        self._fault = ""
 
     def observe(self, measurements: Measurements, *, final: bool = False) -> None:
         """Records measurements, refits and forecasts where due, and emits.
@@ -101,10 +106,11 @@ class Observer:
     def fault(self, what: str, error: Exception) -> None:
         """Warns once of this kind of fault in ``what`` and records it in the run."""
         kind = (what, type(error).__name__)
+        self._fault = f"{kind[1]}: {error}"
         if kind in self._warned:
             return
         self._warned.add(kind)
-        message = f"{what} failed and is left out. {type(error).__name__}: {error}"
+        message = f"{what} failed and is left out. {self._fault}"
         _LOGGER.log(self._warning_level, "ma_monitor: %s", message)
         try:
             if self.run is not None:
@@ -122,12 +128,34 @@ class Observer:
                 analysis = self.latest = analyse(run, compare=final)
                 run.write_document("fits", analysis.fits_document)
                 run.write_document("forecast", analysis.forecast_document)
+        alerts: tuple[Alert, ...] = ()
+        with self._guarded("the alerts"):
+            alerts = due_alerts(facts(run, len(run.steps), analysis), self.told)
+            self.told += tell(run, alerts)
+        if not self.sinks:
+            return
         with self._guarded("preparing what is shown"):
-            shown = emission(run.meta, run.steps, run.ratios(), analysis, with_config=not self._emitted)
+            pictures = any(getattr(sink, "pictures", True) for sink in self.sinks)
+            first = not self._emitted
+            shown = emission(run, len(run.steps), analysis, alerts=alerts, with_config=first, with_pictures=pictures)
             self._emitted = True
-            for sink in self.sinks:
-                with self._guarded(f"the {sink.name} sink"):
-                    sink.emit(shown)
+            self._emit(shown)
+
+    def _emit(self, shown: Emission) -> None:
+        """Shows an emission everywhere; a sink that fails keeps it from no other."""
+        for sink in self.sinks:
+            with self._guarded(f"the {sink.name} sink"):
+                sink.emit(shown)
+
+    def _missed(self, step: int) -> None:
+        """Tells of a measurement that could not be made."""
+        run = self.run
+        if run is None:
+            return
+        with self.timed(), self._guarded("the alerts"):
+            if alerts := probe_failed(step, self._fault, self.told):
+                self.told += tell(run, alerts, log=False)  # the fault is logged
+                self._emit(Emission(step, {}, alerts=alerts))
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
@@ -240,6 +268,7 @@ class Monitor(Observer):
             self.run = Run.create(run_dir, meta, plan)
         else:
             self.run = Run.continue_(run_dir, meta, plan, from_step=resume_from)
+        self.told = told_of(self.run)
 
     def step(self, step: int, *, final: bool = False, force: bool = False) -> bool:
         """Tells the monitor that ``step`` updates are done; it measures where that is due.
@@ -264,6 +293,8 @@ class Monitor(Observer):
             measurements = self._measure(self._probe, step)
         if measurements is not None:
             self._take(measurements, final=final)
+        else:
+            self._missed(step)
         return measurements is not None
 
     @contextmanager
@@ -293,6 +324,8 @@ class Monitor(Observer):
                     measurements = self._team.agreed(lambda: measured(step))
         if measurements is not None:
             self._take(measurements, final=False)
+        else:
+            self._missed(step)
 
     def close(self) -> None:
         """Flushes the sinks, closes the run and lets go of the model. May be called twice."""

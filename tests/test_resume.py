@@ -188,4 +188,4 @@ def test_a_run_of_another_probe_is_not_continued_and_not_touched(
 
 def test_the_trainer_state_carries_plain_json(broken_off: Path) -> None:
     state = json.loads((broken_off / "checkpoint-5" / "trainer_state.json").read_text())
-    assert state["stateful_callbacks"]["ma_monitor.v1"] == {"run": "ma_monitor", "measured": 6}
+    assert state["stateful_callbacks"]["ma_monitor.v1"] == {"run": "ma_monitor", "measured": 6, "told": []}

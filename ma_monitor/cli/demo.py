@@ -84,6 +84,7 @@ class Lines:
     def __init__(self, *, quiet: bool) -> None:
         """Prints nothing at all where ``quiet``."""
         self.name = "lines"
+        self.pictures = False
         self._quiet = quiet
         self._count = 0
         self._end = ""

@@ -64,13 +64,16 @@ def run(args: argparse.Namespace) -> int:
 def emissions(source: Run) -> Iterator[Emission]:
     """What live logging emitted at every measured step, and at the last one as if the training ended there."""
     from ma_monitor.analysis import analyse, refit_due
-    from ma_monitor.sinks.metrics import emission
+    from ma_monitor.sinks.alerts import due_alerts
+    from ma_monitor.sinks.metrics import emission, facts
 
-    ratios = source.ratios()
+    told: list[str] = []
     for seen, step in enumerate(source.steps, start=1):
         due = refit_due(seen) or seen == len(source.steps)
         analysis = analyse(source, at=int(step)) if due else None
-        yield emission(source.meta, source.steps[:seen], ratios[:, :seen], analysis, with_config=seen == 1)
+        alerts = due_alerts(facts(source, seen, analysis), told)
+        told += [alert.key for alert in alerts]
+        yield emission(source, seen, analysis, alerts=alerts, with_config=seen == 1)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ma_monitor.sinks.alerts import Alert
+
 Cell = str | int | float | bool | None
 
 
@@ -29,6 +31,8 @@ class Emission:
         images: Key → RGB picture ``[height, width, 3]``, uint8.
         tables: Key → table.
         config: Facts of the run for a dashboard's configuration; only on a process's first emission, else empty.
+        summary: What the run has come to so far, for a dashboard's list of runs; where fit and forecast were due.
+        alerts: What deserves attention. An emission may consist of nothing else.
     """
 
     step: int
@@ -36,10 +40,16 @@ class Emission:
     images: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     config: dict[str, Cell] = field(default_factory=dict)
+    summary: dict[str, Cell] = field(default_factory=dict)
+    alerts: tuple[Alert, ...] = ()
 
 
 class Sink(Protocol):
-    """Somewhere to show emissions. A sink may raise; whoever calls it decides what that means."""
+    """Somewhere to show emissions. A sink may raise; whoever calls it decides what that means.
+
+    One with an attribute ``pictures`` that is False shows neither pictures nor tables; where all sinks are such, none
+    are made.
+    """
 
     name: str
 

@@ -11,7 +11,9 @@
 | `ma/forecast/max_asymptote` | largest identified asymptote |
 | `ma/forecast/next_peak_step`, `…_layer` | the next peak ahead, where one is identified |
 | `ma/heatmap` | layer × step picture of the ratios |
+| `ma/fan` | picture: measured ratios and forecast bands of the layers that are forecast to end largest |
 | `ma/layers` | table: per layer its class, fit, peak, asymptote and forecast |
+| `ma_monitor/…` | facts of the run (configuration), and what it has come to (summary) |
 
 A key is absent where its value is not known: nothing is logged that the data do not support.
 """
@@ -19,17 +21,20 @@ A key is absent where its value is not known: nothing is logged that the data do
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.analysis import Analysis
+from ma_monitor.report.words import printable
 from ma_monitor.runs.records import RunMeta
+from ma_monitor.runs.store import Run
+from ma_monitor.sinks.alerts import BOUNDS, LONGEST, Alert, Facts
 from ma_monitor.sinks.base import Cell, Emission, Table
+from ma_monitor.sinks.fan import fan
 from ma_monitor.sinks.heatmap import heatmap
-
-THRESHOLDS = (100, 1000)
 
 _COLUMNS = (
     "layer",
@@ -51,36 +56,46 @@ _COLUMNS = (
 )
 
 
+def facts(run: Run, seen: int, analysis: Analysis | None) -> Facts:
+    """What alerts are judged by at the last of the first ``seen`` measurements."""
+    stack, ratios = run.stack(), run.ratios()[:, :seen]
+    broken = (stack.nan[seen - 1] + stack.inf[seen - 1]).sum(axis=-1)[-len(ratios) :]
+    return Facts(run.steps[:seen], ratios, broken, analysis.forecast_document["layers"] if analysis else ())
+
+
 def emission(
-    meta: RunMeta,
-    steps: NDArray[np.int64],
-    ratios: NDArray[np.float64],
+    run: Run,
+    seen: int,
     analysis: Analysis | None,
     *,
+    alerts: tuple[Alert, ...] = (),
     with_config: bool,
+    with_pictures: bool = True,
 ) -> Emission:
-    """What the latest of these measurements gives to look at.
+    """What the last of the first ``seen`` measurements of a run gives to look at.
 
     Args:
-        meta: The run's facts.
-        steps: Measured steps so far, ``[T]``; the last is the one shown.
-        ratios: Ratios of layers 1 … L, ``[L, T]``.
-        analysis: Fits and forecast made at this step, None where no refit was due.
+        run: The run.
+        seen: How many of its measurements are known, at least 1.
+        analysis: Fits and forecast made then, None where no refit was due.
+        alerts: What deserves attention.
         with_config: Whether dashboards are to be told the run's facts, once a process.
+        with_pictures: Whether pictures and tables are to be made, where a refit was due.
     """
-    step = int(steps[-1])
-    scalars = _ratio_scalars(ratios[:, -1])
-    config = _config(meta) if with_config else {}
+    steps, ratios = run.steps[:seen], run.ratios()[:, :seen]
+    step, scalars = int(steps[-1]), _ratio_scalars(ratios[:, -1])
+    config = _config(run.meta) if with_config else {}
     if analysis is None:
-        return Emission(step, scalars, config=config)
+        return Emission(step, scalars, config=config, alerts=alerts)
     scalars |= _forecast_scalars(analysis)
-    return Emission(
-        step,
-        scalars,
-        images={"ma/heatmap": heatmap(steps, ratios)},
-        tables={"ma/layers": layer_table(ratios[:, -1], analysis)},
-        config=config,
-    )
+    summary = _summary(steps, ratios, analysis)
+    if not with_pictures:
+        return Emission(step, scalars, config=config, summary=summary, alerts=alerts)
+    images = {"ma/heatmap": heatmap(steps, ratios)}
+    if (drawn := fan(steps, ratios, analysis.forecast)) is not None:
+        images["ma/fan"] = drawn
+    tables = {"ma/layers": layer_table(ratios[:, -1], analysis)}
+    return Emission(step, scalars, images, tables, config, summary, alerts)
 
 
 def layer_table(ratio: NDArray[np.float64], analysis: Analysis) -> Table:
@@ -122,7 +137,7 @@ def _ratio_scalars(ratio: NDArray[np.float64]) -> dict[str, float]:
         largest = max(known, key=known.__getitem__)
         scalars |= {"ma/max_ratio": known[largest], "ma/max_ratio_layer": float(largest)}
     if not np.isnan(ratio).all():
-        scalars |= {f"ma/layers_past_{bound}": float((ratio >= bound).sum()) for bound in THRESHOLDS}
+        scalars |= {f"ma/layers_past_{bound}": float((ratio >= bound).sum()) for bound in BOUNDS}
     if len(known) < len(ratio):
         scalars["ma/layers_not_finite"] = float(len(ratio) - len(known))
     return scalars
@@ -159,17 +174,34 @@ def _identified(entry: dict[str, Any]) -> bool:
     return any(bool(entry[key] and entry[key]["identified"]) for key in ("peak", "asymptote"))
 
 
+def _summary(steps: NDArray[np.int64], ratios: NDArray[np.float64], analysis: Analysis) -> dict[str, Cell]:
+    """What the run has come to: where it was largest, and how many layers are of which class."""
+    classes = Counter(entry["class"] for entry in analysis.fits_document["layers"])
+    summary: dict[str, Cell] = {"ma_monitor/classes": ", ".join(f"{n} {name}" for name, n in classes.most_common())}
+    known = np.where(np.isfinite(ratios), ratios, -np.inf)
+    layer, at = np.unravel_index(int(known.argmax()), known.shape)
+    if np.isfinite(known[layer, at]):
+        summary |= {
+            "ma_monitor/largest_ratio": float(known[layer, at]),
+            "ma_monitor/largest_ratio_layer": int(layer) + 1,
+            "ma_monitor/largest_ratio_step": int(steps[at]),
+        }
+    return summary
+
+
 def _config(meta: RunMeta) -> dict[str, Cell]:
-    """Facts of the run for a dashboard's configuration."""
-    return {
-        "ma_monitor/model": meta.model.name,
-        "ma_monitor/layers": meta.model.layers,
-        "ma_monitor/width": meta.model.width,
-        "ma_monitor/heads": meta.model.heads,
-        "ma_monitor/parameters": meta.model.parameters,
-        "ma_monitor/probe": meta.probe.hash,
-        "ma_monitor/probe_source": meta.probe.source,
-        "ma_monitor/probe_tokens": f"{meta.probe.sequences} x {meta.probe.length}",
-        "ma_monitor/ratio": meta.ratio,
-        "ma_monitor/precision": meta.precision,
+    """Facts of the run for a dashboard's configuration; other people's words cleaned and cut."""
+    facts: dict[str, Cell] = {
+        "model": meta.model.name,
+        "layers": meta.model.layers,
+        "width": meta.model.width,
+        "heads": meta.model.heads,
+        "parameters": meta.model.parameters,
+        "probe": meta.probe.hash,
+        "probe_source": meta.probe.source,
+        "probe_tokens": f"{meta.probe.sequences} x {meta.probe.length}",
+        "ratio": meta.ratio,
+        "precision": meta.precision,
     }
+    shown = ((name, printable(fact)[:LONGEST] if isinstance(fact, str) else fact) for name, fact in facts.items())
+    return {f"ma_monitor/{name}": fact for name, fact in shown}

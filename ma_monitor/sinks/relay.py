@@ -40,6 +40,7 @@ class RelaySink:
             model: The model, which some reporters read when they set themselves up.
         """
         self.name = type(callback).__name__
+        self.pictures = False
         self._callback = callback
         self._args = args
         self._state = state
@@ -48,6 +49,8 @@ class RelaySink:
 
     def emit(self, emission: Emission) -> None:
         """Calls the reporter's ``on_log`` with the scalars as Python floats, at the emission's step."""
+        if not emission.scalars:
+            return
         state = copy.copy(self._state)
         state.log_history = list(state.log_history)
         state.global_step = emission.step

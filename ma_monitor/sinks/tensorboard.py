@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ma_monitor.errors import MissingExtraError
+from ma_monitor.report.words import printable
 from ma_monitor.sinks.base import Cell, Emission, Table
 
 if TYPE_CHECKING:
@@ -15,6 +17,16 @@ if TYPE_CHECKING:
 
 _PER_LAYER = re.compile(r"(?P<group>.+)/layer_\d+")
 _FORECAST = "ma/forecast/max_end"
+_LARGEST = "ma/max_ratio"
+_CHARTS = {
+    "largest ratio": ["Multiline", [rf"^{_LARGEST}$"]],
+    "largest ratio at the end, forecast": ["Margin", [_FORECAST, f"{_FORECAST}_low", f"{_FORECAST}_high"]],
+    "layers past 100 and 1000": ["Multiline", [r"^ma/layers_past_\d+$"]],
+    "share of layers whose peak or asymptote is identified": ["Multiline", ["^ma/share_identified$"]],
+}
+"""Title → kind and tags of the charts below those of the layers."""
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~])")
+"""What has a meaning in Markdown within a line."""
 
 
 class TensorBoardSink:
@@ -24,6 +36,7 @@ class TensorBoardSink:
         """Writes through a given writer, into the file that it has open already."""
         self.name = "tensorboard"
         self.writer = writer
+        self._begun = False
         self._owned = False
         self._charted: list[str] = []
 
@@ -43,17 +56,20 @@ class TensorBoardSink:
         return sink
 
     def emit(self, emission: Emission) -> None:
-        """Writes scalars, pictures, tables as text, the run's facts as text, and once the layout of the charts."""
+        """Writes scalars, pictures, tables, alerts and the run's facts, and once the layout of the charts."""
+        self._begin(emission.step)
         self._lay_out(emission.scalars)
         if emission.config:
-            facts = Table(("fact", "value"), tuple(emission.config.items()))
-            self.writer.add_text("ma_monitor/config", markdown(facts), emission.step)
+            self._describe(emission.config, emission.step)
         for key, value in emission.scalars.items():
             self.writer.add_scalar(key, value, emission.step)
         for key, image in emission.images.items():
             self.writer.add_image(key, image, emission.step, dataformats="HWC")
         for key, table in emission.tables.items():
             self.writer.add_text(key, markdown(table), emission.step)
+        if emission.alerts:
+            told = "\n\n".join(f"**{_text(alert.title)}.** {_text(alert.text)}" for alert in emission.alerts)
+            self.writer.add_text("ma_monitor/alerts", told, emission.step)
         self.writer.flush()
 
     def close(self) -> None:
@@ -62,6 +78,29 @@ class TensorBoardSink:
             self.writer.close()
         else:
             self.writer.flush()
+
+    def _begin(self, step: int) -> None:
+        """Takes back what an earlier life of a resumed training wrote into this directory from this step on."""
+        if step > 0 and not self._begun:
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+            file: Any = self.writer.file_writer
+            file.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
+        self._begun = True
+
+    def _describe(self, config: dict[str, Cell], step: int) -> None:
+        """Writes the run's facts as text, and as hyperparameters beside the run's own scalars.
+
+        ``SummaryWriter.add_hparams`` would make another run of them, in a directory and a file of its own.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        self.writer.add_text("ma_monitor/config", markdown(Table(("fact", "value"), tuple(config.items()))), step)
+        known = {name: fact for name, fact in config.items() if fact is not None}
+        experiment, session, _ = hparams(known, dict.fromkeys((_LARGEST, _FORECAST), 0.0))
+        file: Any = self.writer.file_writer
+        for summary in (experiment, session):
+            file.add_summary(summary, step)
 
     def _lay_out(self, keys: Iterable[str]) -> None:
         """Puts the layers of one quantity into one chart; TensorBoard would give every layer a chart of its own.
@@ -78,14 +117,13 @@ class TensorBoardSink:
         charts: dict[str, list[object]] = {
             group: ["Multiline", [rf"^{re.escape(group)}/layer_\d+$"]] for group in self._charted
         }
-        charts["largest ratio at the end, forecast"] = ["Margin", [_FORECAST, f"{_FORECAST}_low", f"{_FORECAST}_high"]]
-        self.writer.add_custom_scalars({"massive activations": charts})
+        self.writer.add_custom_scalars({"massive activations": charts | _CHARTS})
 
 
 def markdown(table: Table) -> str:
     """The table in Markdown, which TensorBoard's text panel renders."""
-    lines = [table.columns, tuple("---" for _ in table.columns), *table.rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+    heading, *rows = ("| " + " | ".join(_cell(value) for value in line) + " |" for line in (table.columns, *table.rows))
+    return "\n".join((heading, "| --- " * len(table.columns) + "|", *rows))
 
 
 def _cell(value: Cell) -> str:
@@ -94,4 +132,9 @@ def _cell(value: Cell) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return _text(value)
+
+
+def _text(words: object) -> str:
+    """Other people's words, which are to be read as they are: neither HTML nor Markdown."""
+    return _MARKDOWN.sub(r"\\\1", html.escape(printable(" ".join(str(words).split())), quote=False))

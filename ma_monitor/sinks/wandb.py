@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 STEP_METRIC = "train/global_step"
 """The x axis that transformers' own W&B callback uses for everything that it logs."""
+_LAST = "ma_monitor/step"
+"""The last step that a run has points of, in its summary."""
+_LEVELS = {"info": "INFO", "warning": "WARN", "error": "ERROR"}
+_APART = 1
+"""Seconds, the least, for which W&B leaves out alerts of one title. Ours come once and differ by layer and step."""
 
 
 class WandbSink:
@@ -30,6 +35,7 @@ class WandbSink:
         _require_wandb()
         self.name = "wandb"
         self.run = run
+        self._shown = int(run.summary.get(_LAST, -1)) if run.resumed else -1  # type: ignore[no-untyped-call]
         run.define_metric(STEP_METRIC)
         run.define_metric("ma/*", step_metric=STEP_METRIC)
 
@@ -49,19 +55,27 @@ class WandbSink:
         return cls(wandb.run)
 
     def emit(self, emission: Emission) -> None:
-        """Logs everything in one row.
+        """Logs everything in one row, and sends the alerts.
 
         The step travels as a value. W&B's own ``step=`` counts rows, not updates: a row whose ``step=`` lies behind
-        that counter is dropped.
+        that counter is dropped. A W&B run that is resumed from a checkpoint behind its last point keeps the points that
+        it has.
         """
-        import wandb
-
         if emission.config:
             self.run.config.update(emission.config, allow_val_change=True)  # type: ignore[no-untyped-call]
+        if emission.scalars and emission.step > self._shown:
+            self._log_row(emission)
+        for alert in emission.alerts:
+            self.run.alert(alert.title, alert.text, level=_LEVELS[alert.level], wait_duration=_APART)
+
+    def _log_row(self, emission: Emission) -> None:
+        import wandb
+
         row: dict[str, Any] = {**emission.scalars, STEP_METRIC: emission.step}
         row.update((key, wandb.Image(Image.fromarray(image))) for key, image in emission.images.items())
         row.update((key, _table(table)) for key, table in emission.tables.items())
         self.run.log(row)
+        self.run.summary.update({**emission.summary, _LAST: emission.step})
 
     def close(self) -> None:
         """Does nothing: the run is not the sink's to finish."""

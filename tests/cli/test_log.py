@@ -53,8 +53,8 @@ def comparable(emission: Emission) -> tuple[object, ...]:
 
 def read_events(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     """Tag → steps and tensors of the only event file in a folder."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
-    from tensorboard.util import tensor_util  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.util import tensor_util
 
     (path,) = folder.glob("events.out.tfevents.*")
     tags: dict[str, list[tuple[int, Any]]] = {}

@@ -82,8 +82,8 @@ def read_events() -> Callable[[Path], dict[str, Tag]]:
     """Reads the only event file under a folder."""
 
     def read(folder: Path) -> dict[str, Tag]:
-        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
-        from tensorboard.util import tensor_util  # type: ignore[import-untyped]
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+        from tensorboard.util import tensor_util
 
         (path,) = folder.rglob("events.out.tfevents.*")
         tags: dict[str, Tag] = {}
