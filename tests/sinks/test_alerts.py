@@ -119,7 +119,7 @@ def test_a_jump_in_the_silence_of_another_is_told_after_it() -> None:
 def test_no_jump(name: str, rng: np.random.Generator) -> None:
     ratios = {
         "growth": 2.5 ** np.arange(20) * np.ones((LAYERS, 1)) / 1e6,
-        "noise": 10 * np.exp(rng.normal(0, 0.3, (LAYERS, 60))),
+        "noise": 10 * np.exp(rng.normal(0, 0.15, (LAYERS, 60))),
         "broken": np.where(np.arange(20) == 12, np.nan, steady() * np.where(np.arange(20) < 12, 1, 9)),
         "few": steady(points=10) * np.where(np.arange(10) < 8, 1, 9),
     }[name]
