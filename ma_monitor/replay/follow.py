@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ma_monitor.errors import SourceError
-from ma_monitor.replay.runner import ReplayResult, finish, held_steps
+from ma_monitor.replay.held import finish, held_steps
+from ma_monitor.replay.runner import ReplayResult
 from ma_monitor.replay.sources import Checkpoint, FolderSource, complete_ones, step_of
 
 LOGGER = logging.getLogger("ma_monitor")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ma_monitor.errors import SourceError
-from ma_monitor.replay.runner import PACE, REPLAYED
+from ma_monitor.replay.held import PACE, REPLAYED
 from ma_monitor.replay.sources import Checkpoint, Source
 from ma_monitor.runs.store import META, Run
 

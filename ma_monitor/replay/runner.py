@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,18 +16,15 @@ import torch
 
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, SourceError, StoreError
-from ma_monitor.measure.layers import describe_model
-from ma_monitor.monitor import Monitor, Observer
+from ma_monitor.monitor import Monitor
 from ma_monitor.replay.ahead import one_ahead
-from ma_monitor.replay.models import ModelLoader, blank_model, checked_device, checked_dtype
-from ma_monitor.replay.sources import Checkpoint, FolderSource, Source
+from ma_monitor.replay.held import PACE, REPLAYED, WEIGHTS, finish, forget, known_run
+from ma_monitor.replay.models import ModelLoader, checked_device, checked_dtype
+from ma_monitor.replay.sources import Checkpoint, Source
 from ma_monitor.replay.weights import fingerprint
-from ma_monitor.runs.documents import remove_documents
 from ma_monitor.runs.files import lock, writing
-from ma_monitor.runs.log import LogWriter
-from ma_monitor.runs.meta import differences
-from ma_monitor.runs.records import ModelShape, Plan
-from ma_monitor.runs.store import EVENTS, LOG, META, Run
+from ma_monitor.runs.records import Plan
+from ma_monitor.runs.store import META, Run
 from ma_monitor.schedule import planned_rates
 from ma_monitor.sinks.base import Sink
 
@@ -36,12 +33,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 """Told how many of how many checkpoints are done, and the name of the next (empty at the end)."""
-
-REPLAYED = "replayed"
-"""Event in which a replay notes its pace."""
-PACE = "seconds a checkpoint"
-WEIGHTS = "weights"
-"""Event in which a replay notes a step and the fingerprint of the first checkpoint that it measured."""
 
 
 @dataclass(frozen=True)
@@ -114,55 +105,6 @@ def replay(
         raise SourceError(f"no checkpoint of {source.name} could be measured: {'; '.join(work.problems[:3])}")
     skipped = tuple(checkpoint.step for checkpoint in wanted if checkpoint.step in held)
     return ReplayResult(out, tuple(work.measured), skipped, tuple(work.problems))
-
-
-def known_run(out: Path, source: Source, probe: Probe, config: MonitorConfig, dtype: torch.dtype | None) -> Run | None:
-    """The run in a directory, None where there is none.
-
-    Raises:
-        StoreError: If it is of another model, as far as names, shape and what the run noted of weights tell, or was
-            measured in another way than this probe, configuration and dtype (if not None) would.
-    """
-    if not (out / META).is_file():
-        return None
-    run = Run.open(out)
-    model = replace(_shape(source) or run.meta.model, name=source.name)
-    wanted = replace(run.meta, model=model, probe=probe.info, k=config.k, ratio=config.ratio)
-    if dtype is not None:
-        wanted = replace(wanted, precision=str(dtype).removeprefix("torch."))
-    if reasons := [*differences(run.meta, wanted), *_other_weights(run, source)]:
-        raise StoreError(f"{out}: holds another run: {'; '.join(reasons)}; use another run directory")
-    return run
-
-
-def _shape(source: Source) -> ModelShape | None:
-    """The shape of a source's model as its last configuration tells it, None where that cannot be had."""
-    with suppress(SourceError), tempfile.TemporaryDirectory(prefix="ma_monitor-") as place:
-        return describe_model(blank_model(source.fetch(source.checkpoints[-1], Path(place), "record")))
-    return None
-
-
-def _other_weights(run: Run, source: Source) -> Iterator[str]:
-    """Which of the steps whose weights the run noted have others in this folder: the first and the last that it has."""
-    if not isinstance(source, FolderSource):  # a model on the Hub is known by its id, and has to be downloaded
-        return
-    events = [event.message.partition(": ") for event in run.events if event.kind == WEIGHTS]
-    noted = {step: weights for step, _, weights in events}
-    known = [c for step in noted for c in source.checkpoints if step == f"step {c.step}"]
-    for checkpoint in dict.fromkeys([*known[:1], *known[-1:]]):
-        if fingerprint(source.folders[checkpoint]) not in (None, noted[f"step {checkpoint.step}"]):
-            yield f"{checkpoint.name} has other weights than those that were measured as step {checkpoint.step}"
-
-
-def held_steps(out: Path) -> tuple[int, ...]:
-    """The steps that the run in a directory holds; none where there is no run."""
-    return tuple(Run.open(out).steps.tolist()) if (out / META).is_file() else ()
-
-
-def finish(out: Path) -> None:
-    """Brings a run's fits and forecast up to date."""
-    with closing(Observer(Run.open(out, writable=True))) as observer:
-        observer.finish()
 
 
 @dataclass
@@ -319,18 +261,3 @@ def _own_scratch(out: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
             with suppress(OSError):
                 out.rmdir()
-
-
-def forget(out: Path) -> None:
-    """Removes the run in a directory, and nothing else that is there; killed on the way, the next call does the rest.
-
-    Raises:
-        StoreError: If another process is writing it.
-    """
-    remove = (META, EVENTS, LOG)  # the log last: while it is there, something is left to be removed
-    if not any((out / name).is_file() for name in remove):
-        return
-    with closing(LogWriter(out / LOG, create=True)):
-        remove_documents(out, "fits", "forecast")
-        for name in remove:
-            (out / name).unlink(missing_ok=True)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from ma_monitor.errors import SourceError
+from ma_monitor.replay.held import finish, forget, known_run
 from ma_monitor.replay.models import checked_dtype
-from ma_monitor.replay.runner import ReplayResult, finish, forget, known_run, replay
+from ma_monitor.replay.runner import ReplayResult, replay
 from ma_monitor.replay.sources import Source
 from ma_monitor.runs.merge import merge
 from ma_monitor.runs.store import META

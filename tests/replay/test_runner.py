@@ -246,14 +246,18 @@ def test_a_model_of_a_folder_is_told_from_another_of_its_shape(
     replay(folder_source(saved), probe, None, tmp_path / "run", checkpoints=folder_source(saved).checkpoints[1:2])
     assert replay(folder_source(checkpoints), probe, None, tmp_path / "run").skipped == (10,), "a copy is the same"
     before = log_of(tmp_path / "run")
-    for step, changed in ((0, 10), (10, 0)):  # the first that each of the two replays measured
-        other = Path(shutil.copytree(saved, tmp_path / f"other-{step}"))
-        shutil.copy(other / f"checkpoint-{changed}" / "model.safetensors", other / f"checkpoint-{step}")
-        with pytest.raises(StoreError, match=f"checkpoint-{step} has other weights than .* measured as step {step}"):
-            replay(folder_source(other), probe, None, tmp_path / "run")
-        assert replay(folder_source(other), probe, None, tmp_path / "anew", force=True).measured == STEPS
-    (other / "checkpoint-10" / "model.safetensors").write_bytes(b"cut")
-    replay(folder_source(other), probe, None, tmp_path / "run")  # nothing can be told then
+    first, second = (checkpoints / f"checkpoint-{step}" / "model.safetensors" for step in (0, 10))
+    second.write_bytes((saved / "checkpoint-60" / "model.safetensors").read_bytes())
+    replay(folder_source(checkpoints), probe, None, tmp_path / "run")  # as a training that went on from checkpoint-0
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(StoreError, match="checkpoint-0 has other weights than those that were measured as step 0"):
+        replay(folder_source(checkpoints), probe, None, tmp_path / "run")
+    assert replay(folder_source(checkpoints), probe, None, tmp_path / "anew", force=True).measured == STEPS
+    first.write_bytes(b"cut")
+    replay(folder_source(checkpoints), probe, None, tmp_path / "run")  # nothing can be told then
+    shutil.rmtree(checkpoints / "checkpoint-0")
+    with pytest.raises(StoreError, match="checkpoint-10 has other weights"):
+        replay(folder_source(checkpoints), probe, None, tmp_path / "run")
     assert log_of(tmp_path / "run") == before
 
 
