@@ -172,7 +172,7 @@ def predict_held_out(samples: Samples, parameter: str, regressor: str, split: Sp
     out = np.empty(len(target))
     everything = np.arange(len(target))
     for learn, test in _folds(split, everything, samples.model):
-        best = _tuned(samples, target, learn[known[learn]], regressor, split)
+        best = tuned(samples, target, learn[known[learn]], regressor, split)
         # A model's own rows are all of what it is predicted without; its fold's other models had no part in the tuning.
         parts = (
             [test[samples.model[test] == m] for m in np.unique(samples.model[test])] if split == "models" else [test]
@@ -183,7 +183,7 @@ def predict_held_out(samples: Samples, parameter: str, regressor: str, split: Sp
     return out
 
 
-def _tuned(samples: Samples, target: Floats, rows: NDArray[Any], regressor: str, split: Split) -> Any:
+def tuned(samples: Samples, target: Floats, rows: NDArray[Any], regressor: str, split: Split) -> Any:
     """The regressor behind a standard scaler, with the settings that cross-validation within these rows prefers."""
     model, grid = REGRESSORS[regressor]
     prefix = type(model).__name__.lower()

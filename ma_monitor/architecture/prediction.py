@@ -150,7 +150,7 @@ def _surprises(teacher: Predictor) -> Floats:
     """Errors of held-out rows as whole trajectories, in standard deviations, each shape alike often: ``[PATHS, G]``."""
     shares = np.cumsum(teacher.weights)
     chosen = np.searchsorted(shares, (np.arange(PATHS) + 0.5) / PATHS * shares[-1])
-    return teacher.surprises[chosen]
+    return np.asarray(teacher.surprises[chosen])
 
 
 def _peak(paths: Floats, steps: Floats) -> Peak:
