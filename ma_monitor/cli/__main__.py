@@ -12,19 +12,37 @@ import sys
 from collections.abc import Sequence
 
 from ma_monitor import __version__
-from ma_monitor.cli import compare, demo, export, fit, forecast, import_, log, merge, predict, replay, report
+from ma_monitor.cli import (
+    compare,
+    demo,
+    export,
+    fit,
+    forecast,
+    import_,
+    log,
+    merge,
+    predict,
+    replay,
+    report,
+    watch,
+    workspace,
+)
 from ma_monitor.cli.common import Parser, note, warnings_on_stderr
+from ma_monitor.cli.completion import SHELLS, Completion
 from ma_monitor.errors import MaMonitorError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
-COMMANDS = (demo, predict, replay, merge, import_, fit, forecast, compare, report, export, log)
+COMMANDS = (demo, predict, replay, merge, import_, fit, forecast, compare, report, export, log, watch, workspace)
 
 
 def build_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(prog="ma-monitor", description="Measures, fits and forecasts massive activations of transformers.")
     parser.add_argument("--version", action="version", version=f"ma_monitor {__version__}")
+    parser.add_argument(
+        "--completion", action=Completion, choices=SHELLS, help="print what this shell needs to complete ma-monitor"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for command in COMMANDS:
         command.add(commands)
