@@ -66,6 +66,28 @@ def test_what_dead_processes_measured_is_kept_and_the_rest_resumes(saved: Path, 
 
 
 @pytest.mark.usefixtures("alone_in_the_group")
+def test_a_join_that_was_killed_is_done_by_the_same_command(
+    saved: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, source = tmp_path / "run", folder_source(saved)
+    replay(source, PROBE, None, run / "shards" / "0", checkpoints=source.checkpoints[:3])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ma_monitor.runs.merge.Run.append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            replay_together(source, PROBE, MonitorConfig(), run)
+    (run / ".merge-killed").mkdir()  # which a SIGKILL would have left
+
+    assert replay_together(source, PROBE, MonitorConfig(), run) == ReplayResult(run, (4, 6, 8), (0, 1, 2), ())
+
+    assert contents(run) == contents(alone)
+    assert sorted(path.name for path in run.iterdir()) == sorted([*FILES, "events.jsonl"])
+
+
+@pytest.mark.usefixtures("alone_in_the_group")
 def test_another_probe_is_refused_and_force_begins_anew(saved: Path, alone: Path, tmp_path: Path) -> None:
     run, source, other = tmp_path / "run", folder_source(saved), Probe.from_ids(IDS[:2])
     replay(source, other, None, run, checkpoints=source.checkpoints[:1])

@@ -22,7 +22,7 @@ from transformers import (
 
 from ma_monitor.errors import SourceError
 from ma_monitor.replay.models import ModelLoader, default_dtype
-from ma_monitor.replay.weights import READERS, pour, stored_tensors
+from ma_monitor.replay.weights import READERS, fingerprint, pour, stored_tensors
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -200,6 +200,26 @@ def test_a_few_tensors_at_a_time_are_on_their_way(tmp_path: Path) -> None:
         pour({name: counted(read) for name, read in stored.items()}, into)
         assert all(torch.equal(into[name], read()) for name, read in stored.items())
     assert 1 <= most[0] <= READERS < len(into)
+
+
+@pytest.mark.parametrize("save", [GPTNeoXForCausalLM.save_pretrained, pickled], ids=["safetensors", "bin"])
+def test_a_fingerprint_is_that_of_the_weights(save: Callable[[PreTrainedModel, Path], object], tmp_path: Path) -> None:
+    model = neox(1)
+    save(model, tmp_path / "one")
+    save(model, tmp_path / "copy")
+    with torch.no_grad():
+        model.gpt_neox.final_layer_norm.bias[0] += 1e-3
+    save(model, tmp_path / "later")
+
+    one, copy, later = (fingerprint(tmp_path / name) for name in ("one", "copy", "later"))
+
+    assert one == copy
+    assert one is not None
+    assert later not in (None, one)
+    for file in (tmp_path / "copy").glob("*model*"):
+        file.write_bytes(b"cut")
+    assert fingerprint(tmp_path / "copy") is None
+    assert fingerprint(tmp_path / "absent") is None
 
 
 def test_large_models_are_measured_in_bfloat16() -> None:
