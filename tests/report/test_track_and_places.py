@@ -15,7 +15,6 @@ from ma_monitor.runs.store import Run
 from tests.cli.conftest import make_run
 from tests.report.pages import STEPS, make_page_run, ratios
 
-
 VALUES = ratios(3, STEPS)
 VALUES[1, 20] = np.nan
 
