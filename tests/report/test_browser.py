@@ -160,7 +160,7 @@ def test_controls(show: Show, run: Run) -> None:
     assert tab.evaluate(count) == before + 3 * 2 - 3
     tab.get_by_label("Steps").select_option("log")
     tab.get_by_label("Forecast made at").select_option("0")
-    tab.get_by_label("Shown", exact=True).select_option("2")
+    tab.locator("[data-set=map]").select_option("2")
     scrolled(tab, "map")
 
 
