@@ -275,9 +275,7 @@ def seed_noise(trainings: Sequence[Training]) -> dict[str, Any]:
     return {
         "shapes": len(several),
         "trainings": sum(len(values) for values in several.values()),
-        "median abs deviation from the shape's mean": float(
-            np.median(np.abs(np.concatenate([d.ravel() for d in deviations])))
-        ),
+        "median abs deviation from the shape's mean": float(np.median(np.abs(apart))),
         "median abs difference of two seeds": float(np.median(np.concatenate([d.ravel() for d in pairs]))),
         "standard deviation": float(np.sqrt(np.mean(apart**2))),
     }
@@ -348,7 +346,7 @@ RECENT = 5
 
 
 def with_prior() -> dict[str, Any]:
-    """The forecast made early in a training, alone and with what was expected beforehand by a predictor of the others."""
+    """Forecasts made early in a training, alone and with what a predictor of the other shapes expected beforehand."""
     begin = time.perf_counter()
     own = [one for one in load_sweep() if one.kind == "gpu"]
     table = make_table(own)

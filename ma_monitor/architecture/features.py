@@ -44,7 +44,7 @@ FURTHER = (
 FEATURES = TABLE_4 + FURTHER
 
 _MLP = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
-_FOURFOLD = ("bloom",)
+_FOURFOLD = ("bloom", "mpt")
 """Families whose MLP is four times as wide as the model without the configuration saying so."""
 
 
@@ -145,19 +145,16 @@ def _number(config: PreTrainedConfig, name: str) -> int:
 
 def _mlp(config: PreTrainedConfig, width: int) -> int:
     """Width inside the MLP, under whatever name; where that is empty, transformers takes four times the model's."""
-    for name in _MLP:
-        value = getattr(config, name, None)
-        if value is not None:
-            return _number(config, name)
-    ratio = getattr(config, "expansion_ratio", None)
-    if isinstance(ratio, (int, float)) and ratio > 0:
-        return round(ratio * width)
-    if config.model_type in _FOURFOLD or any(hasattr(config, name) for name in _MLP[:2]):
+    held = [name for name in _MLP if hasattr(config, name)]
+    given = [name for name in held if getattr(config, name) is not None]
+    if config.model_type in _FOURFOLD or (held and not given):
         return 4 * width
-    raise ConfigError(
-        f"a prediction needs the width of the MLP, and this {config.model_type} configuration has none of "
-        f"{', '.join(_MLP)}; give intermediate_size=…"
-    )
+    if not given:
+        raise ConfigError(
+            f"a prediction needs the width of the MLP, and this {config.model_type} configuration has none of "
+            f"{', '.join(_MLP)}; give intermediate_size=…"
+        )
+    return _number(config, given[0])
 
 
 def _rotary(config: PreTrainedConfig, head_size: int) -> tuple[float, float]:
@@ -220,8 +217,11 @@ def changed(config: PreTrainedConfig, changes: Mapping[str, float]) -> PreTraine
     """
     text = config.get_text_config(decoder=True)
     wanted = {SHORT.get(name, name): value for name, value in changes.items()}
-    if "hidden_size" in wanted and "intermediate_size" not in wanted:
-        wanted["intermediate_size"] = round(_mlp(text, 1) * wanted["hidden_size"] / _number(text, "hidden_size"))
+    if text.model_type in _FOURFOLD and "intermediate_size" in wanted:
+        raise ConfigError(f"the MLP of a {text.model_type} model is four times as wide as the model; leave mlp=… out")
+    if "hidden_size" in wanted and text.model_type not in _FOURFOLD:
+        ratio = _mlp(text, _number(text, "hidden_size")) / _number(text, "hidden_size")
+        wanted.setdefault("intermediate_size", round(ratio * wanted["hidden_size"]))
     numbers = text.to_dict()
     moved = any(name in wanted for name in list(SHORT.values())[:3])
     for name in _DERIVED if moved else ():
@@ -232,7 +232,7 @@ def changed(config: PreTrainedConfig, changes: Mapping[str, float]) -> PreTraine
             raise ConfigError(
                 f"a {text.model_type} configuration has no number {name!r}; give one of {', '.join(SHORT)}"
             )
-        numbers[key] = value / _number(text, "hidden_size") if key == "expansion_ratio" else value
+        numbers[key] = value
     try:
         return type(text).from_dict(numbers)
     except Exception as error:  # a configuration checks its numbers in its own ways
@@ -242,5 +242,5 @@ def changed(config: PreTrainedConfig, changes: Mapping[str, float]) -> PreTraine
 
 def _mlp_name(config: PreTrainedConfig) -> str:
     """Under which name a configuration holds the width of its MLP."""
-    held = [name for name in (*_MLP, "expansion_ratio") if hasattr(config, name)]
+    held = [name for name in _MLP if hasattr(config, name)]
     return next((name for name in held if getattr(config, name) is not None), held[0] if held else _MLP[0])

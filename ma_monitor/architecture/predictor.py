@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from ma_monitor.architecture.features import Shape
-from ma_monitor.architecture.sweep import Training
+from ma_monitor.architecture.sweep import UNREADABLE, Training
 from ma_monitor.errors import SourceError
 from ma_monitor.learned.prior import LEVELS
 from ma_monitor.numerics.clock import learning_rate_clock
@@ -105,8 +105,9 @@ def log_trajectories(training: Training) -> Floats:
     reach = SMOOTH // 2
     padded = np.pad(values, ((0, 0), (reach, reach)), mode="edge")
     smooth = np.lib.stride_tricks.sliding_window_view(padded, SMOOTH, axis=1).mean(axis=2)
-    smooth[:, 0] = values[:, 0]  # the rise is steepest right after the start, whose value is known well
-    return np.stack([np.interp(TIMES, training.clock, row) for row in smooth])
+    out = np.stack([np.interp(TIMES, training.clock, row) for row in smooth])
+    out[:, 0] = values[:, 0]  # the rise is steepest right after the start, whose own value is known well
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -353,7 +354,7 @@ def load_predictor(path: Path = PACKAGED) -> Predictor:
             numbers = {name: data[name].astype(np.int64) for name in ("group", "training")}
             kernel, schedule = Kernel(*data["kernel"].tolist()), data["schedule"].astype(np.float64)
             return Predictor(Table(**floats, **numbers), kernel, schedule, int(data["steps"]))
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise SourceError(
             f"{path}: a predictor is an .npz that this package wrote, and this is none ({error})"
         ) from error

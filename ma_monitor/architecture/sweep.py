@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from ma_monitor.numerics.clock import learning_rate_clock
 
 Floats = NDArray[np.float64]
 PACKAGED = Path(__file__).with_name("data") / "sweep.npz"
+UNREADABLE = (OSError, EOFError, KeyError, ValueError, TypeError, BadZipFile)
+"""What numpy raises on an archive that is not there, cut short, foreign, pickled, or lacks something."""
 DIGITS = 12
 """Bits of a measurement's fraction that are kept: its rounding is 0.01 %, far below the noise."""
 
@@ -102,7 +105,7 @@ def load_sweep(path: Path = PACKAGED) -> tuple[Training, ...]:
         with np.load(path, allow_pickle=False) as data:
             facts: list[dict[str, Any]] = json.loads(str(data["facts"]))
             return tuple(_training(fact, number, data) for number, fact in enumerate(facts))
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise SourceError(
             f"{path}: a sweep is an .npz that this package wrote, and this cannot be read ({error})"
         ) from error
