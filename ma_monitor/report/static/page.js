@@ -29,8 +29,15 @@
     for (const [unit, letter] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (v >= unit) return +(v / unit).toPrecision(3) + letter;
     return String(+v.toPrecision(3));
   };
-  const finite = (values) => values.flat(Infinity).filter((v) => v != null);
-  const extent = (values) => finite(values).reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
+  function extent(values, above = -Infinity) { // lowest and highest of nested lists, of what is known and above a bound
+    let low = Infinity, high = -Infinity;
+    for (const v of values) {
+      const [a, b] = Array.isArray(v) ? extent(v, above) : v != null && v > above ? [v, v] : [Infinity, -Infinity];
+      if (a < low) low = a;
+      if (b > high) high = b;
+    }
+    return [low, high];
+  }
 
   // ---- scales: a place on an even axis for a value, and which values are written on it
   function even(low, high) {
@@ -48,10 +55,8 @@
     return { at: (v) => v > 0 ? Math.log10(v) : null, back: (p) => 10 ** p, low: Math.log10(low), high: Math.log10(high), ticks };
   }
   function ratios(values, floor = null) { // logarithmic where values span decades, else from 0
-    let [low, high] = extent(values);
-    const positive = finite(values).filter((v) => v > 0);
-    if (!positive.length) return even(0, 1);
-    low = Math.min(...positive.length < 1e5 ? positive : [extent([positive])[0]]);
+    let [low, high] = extent(values, 0);
+    if (!(high > 0)) return even(0, 1);
     if (floor) [low, high] = [Math.min(low, floor), Math.max(high, floor)];
     return high > DECADES * low || floor ? decades(low * 0.85, high * 1.2) : even(0, high * 1.08);
   }
@@ -119,7 +124,8 @@
     if (!drawn) return { show() {}, redraw() {} };
     const id = article.dataset.run, many = rows.length;
     const byRatio = rows.map((r) => r.layer).sort((a, b) => (rows[b - 1].now ?? Infinity) - (rows[a - 1].now ?? Infinity) || a - b);
-    const top = drawn.ratios[byRatio[0] - 1], half = drawn.steps[top.findIndex((v) => v >= extent([top])[1] / 2)];
+    const top = drawn.ratios[byRatio[0] - 1], highest = extent(top)[1];
+    const half = drawn.steps[top.findIndex((v) => v >= highest / 2)];
     const late = half > 0.08 * drawn.steps.at(-1); // what happens early would be a wall on an even axis
     const state = { x: late ? "linear" : "log", origin: -1, ranks: false, fit: true, map: 0, ...kept.read("state " + id, {}) };
     let chosen = kept.read("layers " + id, byRatio.slice(0, CHOSEN)).filter((layer) => layer <= many);
@@ -128,9 +134,8 @@
 
     const options = {
       overview() {
-        const values = drawn.ratios.map((own) => finite(own));
-        const low = live ? rows.map((r) => r.low) : values.map((own) => own.length ? extent([own])[0] : null);
-        const high = live ? rows.map((r) => r.high) : values.map((own) => own.length ? extent([own])[1] : null);
+        const ranges = live ? rows.map((r) => [r.low, r.high]) : drawn.ratios.map((own) => extent(own));
+        const [low, high] = [0, 1].map((k) => ranges.map((r) => Number.isFinite(r[k]) ? r[k] : null));
         const y = ratios([low, high, rows.map((r) => r.now)], 100), color = css("--c0");
         const marks = [100, 1000].filter((v) => y.at(v) <= y.high);
         return {
@@ -174,9 +179,11 @@
         const y = ratios(chosen.length ? held.map((v) => v ?? []) : drawn.ratios);
         const stride = Math.max(1, Math.ceil(drawn.steps.length / CONTEXT));
         const some = drawn.steps.map((_, i) => i).filter((i) => i % stride === 0 || i === drawn.steps.length - 1);
-        const series = rows.filter((r) => !chosen.includes(r.layer)).map((r) => line(
-          some.map((i) => [x.at(drawn.steps[i]), drawn.ratios[r.layer - 1][i] == null ? null : y.at(drawn.ratios[r.layer - 1][i])]),
-          css("--faint"), { silent: true, z: 0, tooltip: { show: false }, lineStyle: { width: 1, color: css("--faint") } }));
+        const context = rows.filter((r) => !chosen.includes(r.layer)).flatMap((r) => {
+          const own = drawn.ratios[r.layer - 1];
+          return [...some.map((i) => [x.at(drawn.steps[i]), own[i] == null ? null : y.at(own[i])]), [x.low, null]];
+        }); // one line with gaps: drawn many times faster than a line a layer
+        const series = [line(context, css("--faint"), { silent: true, z: 0, sampling: undefined, lineStyle: { width: 1, color: css("--faint") } })];
         const few = drawn.few ? drawn.few.map((i) => drawn.steps[i]) : drawn.steps;
         for (const layer of chosen) {
           const color = colour(layer), [outer, low, middle, high, upper] = bands(layer);
@@ -266,7 +273,7 @@
     function heat(columns, values, { log, xName, y, words }) {
       const place = (v) => log ? (v > 0 ? Math.log10(v) : null) : v, cells = [];
       values.forEach((own, j) => own.forEach((v, i) => { if (v != null && place(v) != null) cells.push([i, j, place(v), v]); }));
-      let [low, high] = extent([cells.map((c) => c[2])]);
+      let [low, high] = extent(cells.map((c) => c[2]));
       if (!cells.length) [low, high] = [0, 1];
       if (high - low < 1e-9) [low, high] = [low - 0.5, high + 0.5];
       const strip = !y;
