@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ma_monitor.html import table
 from ma_monitor.numerics.batch import CurveFits, Group, fit_curves, fit_group
 from ma_monitor.numerics.classes import TrajectoryClass, classify
 from ma_monitor.numerics.curve import Curve
@@ -186,6 +187,11 @@ class Fit:
                 for name, other in self.hypotheses.items()
             },
         }
+
+    def _repr_html_(self) -> str:
+        shown = ("class", "r2", "A", "lambda", "gamma", "t0", "K", "peak", "asymptote")
+        document = self.to_dict()
+        return table(f"Eq. 9: {self.status.value}", [{name: document[name] for name in shown}])
 
 
 # At the degenerate corners of the box intermediate values overflow to infinity and are ruled out as such.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ma_monitor.html import table
 from ma_monitor.numerics.clock import Clock, learning_rate_clock, step_clock
 from ma_monitor.numerics.members import member_names
 from ma_monitor.numerics.mixture import Mixture, make_mixture, noise_draws
@@ -153,6 +154,14 @@ class Forecast:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, as ``ma-monitor forecast --json`` prints it."""
         return {"at": self.at, "clock": self.clock, "layers": [layer.to_dict() for layer in self.layers]}
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {"layer": one["layer"], **{f"end {key}": (one["end"] or {}).get(key) for key in ("p10", "median", "p90")}}
+            | {name: one[name] for name in ("peak", "asymptote", "led_by", "status")}
+            for one in self.to_dict()["layers"]
+        ]
+        return table(f"Forecast made at step {self.at:,}", rows)
 
 
 def forecast(

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError, StoreError
+from ma_monitor.html import table
 from ma_monitor.runs.codec import encode_measurements, encode_plan, encode_rewind
 from ma_monitor.runs.contents import Contents, Place, leftover
 from ma_monitor.runs.documents import Document, read_document, remove_documents, write_document
@@ -232,11 +232,7 @@ class Run:
         writer.flush()
 
     def add_plan(self, plan: Plan) -> None:
-        """Records what is planned from the plan's own step on; voids the forecast.
-
-        Raises:
-            StoreError: If the run is not open for writing, or the disk refuses.
-        """
+        """Records what is planned from the plan's own step on; voids the forecast. Raises as `rewind` does."""
         writer = self._writable()
         remove_documents(self.path, "forecast")
         self.event("plan changed", f"at step {plan.from_step}: {plan.schedule}, {plan.total_steps} steps")
@@ -368,11 +364,14 @@ class Run:
         """The run itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes the run."""
         self.close()
+
+    def _repr_html_(self) -> str:
+        pairs = zip(self.layers, self.ratios().tolist(), strict=True) if len(self.steps) else ()
+        rows = [{"layer": layer, "first ratio": own[0], "last ratio": own[-1]} for layer, own in pairs]
+        return table(f"{self.meta.model.name}: {len(self.steps)} steps, the last {max(self.steps, default=None)}", rows)
 
     def _writable(self) -> LogWriter:
         if self._writer is None:
