@@ -58,7 +58,7 @@ class Observer:
         self.seconds = 0.0
         self._warning_level = logging.WARNING
         self._warned: set[tuple[str, str]] = set()
-        self._emitted = False
+        self._last: Emission | None = None
         self._final: int | None = None
         self._fault = ""
 
@@ -128,17 +128,20 @@ class Observer:
                 analysis = self.latest = analyse(run, compare=final)
                 run.write_document("fits", analysis.fits_document)
                 run.write_document("forecast", analysis.forecast_document)
+        seen = len(run.steps)
         alerts: tuple[Alert, ...] = ()
         with self._guarded("the alerts"):
-            alerts = due_alerts(facts(run, len(run.steps), analysis), self.told)
+            alerts = due_alerts(facts(run, seen, analysis), self.told)
             self.told += tell(run, alerts)
         if not self.sinks:
             return
         with self._guarded("preparing what is shown"):
             pictures = any(getattr(sink, "pictures", True) for sink in self.sinks)
-            first = not self._emitted
-            shown = emission(run, len(run.steps), analysis, alerts=alerts, with_config=first, with_pictures=pictures)
-            self._emitted = True
+            last = self._last
+            shown = emission(run, seen, analysis, alerts=alerts, with_config=last is None, with_pictures=pictures)
+            self._last = shown
+            if last is not None and last.step == shown.step:  # the end, of which the last step is shown already
+                shown = replace(shown, scalars={k: v for k, v in shown.scalars.items() if k not in last.scalars})
             self._emit(shown)
 
     def _emit(self, shown: Emission) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ma_monitor.runs.store import Run
     from ma_monitor.sinks.base import Emission, Sink
 
+NAME = 128
+"""Characters that W&B allows in a run's name."""
+
 
 def add(commands: Commands) -> None:
     """Declares the command."""
@@ -111,7 +114,7 @@ def to_wandb(source: Run, args: argparse.Namespace) -> Iterator[tuple[Sink, str]
     from ma_monitor.sinks.wandb import WandbSink
 
     settings = wandb.Settings(console="off", silent=True)
-    name = printable(args.name or source.meta.model.name)
+    name = printable(args.name or source.meta.model.name)[:NAME]
     try:
         run: Any = wandb.init(project=args.project, name=name, dir=args.dir, settings=settings)
     except wandb.errors.Error as error:

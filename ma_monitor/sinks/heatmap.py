@@ -33,15 +33,15 @@ _ANCHORS = np.array(
 """Nine equally spaced colours of viridis: lightness rises evenly, and no two are confused by the colour-blind."""
 
 _NAN = (0xBD, 0xBD, 0xBD)
-_INK = (0x33, 0x33, 0x33)
-_FAINT = (0x70, 0x70, 0x70)
-_FRAME = (0x99, 0x99, 0x99)
+INK = (0x33, 0x33, 0x33)
+FAINT = (0x70, 0x70, 0x70)
+FRAME = (0x99, 0x99, 0x99)
 _PLOT_WIDTH = 820
 _PLOT_HEIGHT = 420
 _ROW_HEIGHTS = (5, 72)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 56, 52, 100, 50
 _BAR_GAP, _BAR_WIDTH, _TICK = 22, 16, 5
-_FONT_SIZE, _TITLE_SIZE = 13, 15
+FONT_SIZE, TITLE_SIZE = 13, 15
 _TIME_STRETCH = 30.0
 _Mark = TypeVar("_Mark", int, float)
 
@@ -81,7 +81,7 @@ def heatmap(
     layers = values.shape[0]
     row_height = min(max(_PLOT_HEIGHT // layers, _ROW_HEIGHTS[0]), _ROW_HEIGHTS[1])
     height = layers * row_height
-    low, high = _limits(values)
+    low, high = limits(values)
 
     binned = _bin(_positions(steps), np.asarray(values, dtype=np.float64))
     cells = np.repeat(_colours(binned, low, high)[::-1], row_height, axis=0)
@@ -89,8 +89,8 @@ def heatmap(
     picture = Image.new("RGB", (_LEFT + _PLOT_WIDTH + _RIGHT, _TOP + height + _BOTTOM), "white")
     draw = ImageDraw.Draw(picture)
     picture.paste(Image.fromarray(cells), (_LEFT, _TOP))
-    draw.rectangle((_LEFT - 1, _TOP - 1, _LEFT + _PLOT_WIDTH, _TOP + height), outline=_FRAME)
-    draw.text((_LEFT, 24), title, fill=_INK, font=ImageFont.load_default(_TITLE_SIZE), anchor="ls")
+    draw.rectangle((_LEFT - 1, _TOP - 1, _LEFT + _PLOT_WIDTH, _TOP + height), outline=FRAME)
+    draw.text((_LEFT, 24), title, fill=INK, font=ImageFont.load_default(TITLE_SIZE), anchor="ls")
     _layer_axis(draw, first_layer, layers, row_height)
     _step_axis(draw, steps, _TOP + height)
     _colour_bar(picture, draw, low, high, height)
@@ -99,19 +99,19 @@ def heatmap(
     return np.asarray(picture, dtype=np.uint8)
 
 
-def _limits(values: NDArray[np.floating]) -> tuple[float, float]:
+def limits(values: NDArray[np.floating]) -> tuple[float, float]:
     """Ends of the colour scale: the values' range, widened to 1, 2 or 5 times powers of ten so that it seldom moves."""
     drawable = values[np.isfinite(values) & (values > 0)]
     if drawable.size == 0:
         return 1.0, 10.0
     low, high = float(drawable.min()), float(drawable.max())
-    marks = _round_values(low, high)
+    marks = round_values(low, high)
     below = max((mark for mark in marks if mark <= low), default=low)
     above = min((mark for mark in marks if mark >= high and mark > below), default=high)
     return below, above
 
 
-def _round_values(low: float, high: float) -> list[float]:
+def round_values(low: float, high: float) -> list[float]:
     """1, 2 and 5 times the powers of ten around low … high; powers of ten first."""
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     marks = [float(f"{digit}e{decade}") for digit in (1, 5, 2) for decade in decades]
@@ -145,61 +145,61 @@ def _colours(values: NDArray[np.float64], low: float, high: float) -> NDArray[np
 
 def _layer_axis(draw: ImageDraw.ImageDraw, first_layer: int, layers: int, row_height: int) -> None:
     """Numbers the layers: the first, the last and every so many between."""
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = ImageFont.load_default(FONT_SIZE)
     stride = next((s for s in (1, 2, 4, 5, 10) if s * row_height >= 18), 20)
     last = first_layer + layers - 1
     numbers = (first_layer, last, *(n for n in range(first_layer, last) if n % stride == 0))
     marks = {number: (number - first_layer + 0.5) / layers for number in numbers}
-    for number, share in _with_room(marks, 17 / (layers * row_height)):
+    for number, share in with_room(marks, 17 / (layers * row_height)):
         y = _TOP + round(layers * row_height * (1 - share))
-        draw.line((_LEFT - _TICK, y, _LEFT - 2, y), fill=_FRAME)
-        draw.text((_LEFT - _TICK - 4, y), str(number), fill=_INK, font=font, anchor="rm")
-    draw.text((_LEFT - _TICK - 4, _TOP - 10), "layer", fill=_FAINT, font=font, anchor="rs")
+        draw.line((_LEFT - _TICK, y, _LEFT - 2, y), fill=FRAME)
+        draw.text((_LEFT - _TICK - 4, y), str(number), fill=INK, font=font, anchor="rm")
+    draw.text((_LEFT - _TICK - 4, _TOP - 10), "layer", fill=FAINT, font=font, anchor="rs")
 
 
 def _step_axis(draw: ImageDraw.ImageDraw, steps: NDArray[np.integer], y: int) -> None:
     """Labels the first and the last step, and round steps between where there is room."""
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = ImageFont.load_default(FONT_SIZE)
     first, last = int(steps[0]), int(steps[-1])
-    between = [step for step in map(int, reversed(_round_values(1.0, max(last, 1)))) if first < step < last]
+    between = [step for step in map(int, reversed(round_values(1.0, max(last, 1)))) if first < step < last]
     between.sort(key=lambda step: int(str(step)[0]) != 1)
     marks = {step: float(_positions(np.array([first, step, last]))[1]) for step in (first, last, *between)}
     if first == last:
         marks[first] = 0.5
-    for step, share in _with_room(marks, 60 / _PLOT_WIDTH):
+    for step, share in with_room(marks, 60 / _PLOT_WIDTH):
         x = _LEFT + _PLOT_WIDTH * share
-        draw.line((x, y + 1, x, y + _TICK), fill=_FRAME)
-        draw.text((x, y + _TICK + 4), f"{step:,}", fill=_INK, font=font, anchor="mt")
-    draw.text((_LEFT + _PLOT_WIDTH / 2, y + _BOTTOM - 8), "step", fill=_FAINT, font=font, anchor="ms")
+        draw.line((x, y + 1, x, y + _TICK), fill=FRAME)
+        draw.text((x, y + _TICK + 4), f"{step:,}", fill=INK, font=font, anchor="mt")
+    draw.text((_LEFT + _PLOT_WIDTH / 2, y + _BOTTOM - 8), "step", fill=FAINT, font=font, anchor="ms")
 
 
 def _colour_bar(picture: Image.Image, draw: ImageDraw.ImageDraw, low: float, high: float, height: int) -> None:
     """Draws the colour scale with its numbers, right of the plot."""
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = ImageFont.load_default(FONT_SIZE)
     x = _LEFT + _PLOT_WIDTH + _BAR_GAP
     ramp = _colours(np.geomspace(high, low, height)[:, None], low, high)
     picture.paste(Image.fromarray(np.repeat(ramp, _BAR_WIDTH, axis=1)), (x, _TOP))
-    draw.rectangle((x - 1, _TOP - 1, x + _BAR_WIDTH, _TOP + height), outline=_FRAME)
+    draw.rectangle((x - 1, _TOP - 1, x + _BAR_WIDTH, _TOP + height), outline=FRAME)
     span = math.log10(high) - math.log10(low)
-    values = [low, high] + [value for value in _round_values(low, high) if low < value < high]
+    values = [low, high] + [value for value in round_values(low, high) if low < value < high]
     marks = {value: (math.log10(value) - math.log10(low)) / span for value in values}
-    for value, share in _with_room(marks, 18 / height):
+    for value, share in with_room(marks, 18 / height):
         y = _TOP + (height - 1) * (1 - share)
-        draw.line((x + _BAR_WIDTH + 1, y, x + _BAR_WIDTH + _TICK - 1, y), fill=_FRAME)
-        draw.text((x + _BAR_WIDTH + _TICK + 3, y), f"{value:,g}", fill=_INK, font=font, anchor="lm")
+        draw.line((x + _BAR_WIDTH + 1, y, x + _BAR_WIDTH + _TICK - 1, y), fill=FRAME)
+        draw.text((x + _BAR_WIDTH + _TICK + 3, y), f"{value:,g}", fill=INK, font=font, anchor="lm")
 
 
 def _legend_of_grey(draw: ImageDraw.ImageDraw, y: int) -> None:
     """Says what grey means."""
     x = _LEFT + _PLOT_WIDTH
     text = "not a number"
-    font = ImageFont.load_default(_FONT_SIZE)
-    draw.text((x, y + _BOTTOM - 8), text, fill=_FAINT, font=font, anchor="rs")
+    font = ImageFont.load_default(FONT_SIZE)
+    draw.text((x, y + _BOTTOM - 8), text, fill=FAINT, font=font, anchor="rs")
     left = x - draw.textlength(text, font=font) - 18
     draw.rectangle((left, y + _BOTTOM - 18, left + 11, y + _BOTTOM - 7), fill=_NAN)
 
 
-def _with_room(marks: dict[_Mark, float], gap: float) -> list[tuple[_Mark, float]]:
+def with_room(marks: dict[_Mark, float], gap: float) -> list[tuple[_Mark, float]]:
     """Those marks, first come first served, that keep a gap from one another on an axis from 0 to 1."""
     kept: list[tuple[_Mark, float]] = []
     for mark, share in marks.items():

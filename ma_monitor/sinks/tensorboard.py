@@ -25,7 +25,7 @@ _CHARTS = {
     "share of layers whose peak or asymptote is identified": ["Multiline", ["^ma/share_identified$"]],
 }
 """Title → kind and tags of the charts below those of the layers."""
-_MARKDOWN = re.compile(r"([\\`*_\[\]|~])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]|])")
 """What has a meaning in Markdown within a line."""
 
 

@@ -63,7 +63,7 @@ class WandbSink:
         """
         if emission.config:
             self.run.config.update(emission.config, allow_val_change=True)  # type: ignore[no-untyped-call]
-        if emission.scalars and emission.step > self._shown:
+        if (emission.scalars or emission.tables) and emission.step > self._shown:
             self._log_row(emission)
         for alert in emission.alerts:
             self.run.alert(alert.title, alert.text, level=_LEVELS[alert.level], wait_duration=_APART)

@@ -31,6 +31,8 @@ class WandbFile:
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     step_metrics: dict[str, str] = field(default_factory=dict)
+    alerts: list[tuple[str, str, str]] = field(default_factory=list)
+    run_id: str = ""
     finished: bool = False
 
 
@@ -140,12 +142,15 @@ def _wandb_file(data: bytes) -> WandbFile:
             content.rows.append(_values(record.history.item))
         elif kind == "run":
             content.config.update(_values(record.run.config.update))
+            content.run_id = record.run.run_id
         elif kind == "config":
             content.config.update(_values(record.config.update))
         elif kind == "summary":
             content.summary.update(_values(record.summary.update))
         elif kind == "metric" and record.metric.step_metric:
             content.step_metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+        elif kind == "alert":
+            content.alerts.append((record.alert.title, record.alert.text, record.alert.level))
         elif kind == "exit":
             content.finished = True
     return content

@@ -77,7 +77,7 @@ def test_every_pixel_against_the_slow_reference(data: st.DataObject, layers: int
     steps = sorted(data.draw(st.sets(st.integers(0, 200_000), min_size=count, max_size=count)))
     rows = [data.draw(st.lists(VALUES, min_size=count, max_size=count)) for _ in range(layers)]
     picture = heatmap(np.array(steps), np.array(rows))
-    low, high = module._limits(np.array(rows))
+    low, high = module.limits(np.array(rows))
     got = cells(picture, layers).astype(int)
     for row, values in zip(got, rows, strict=True):
         want = np.array([slow_colour(value, low, high) for value in slow_columns(steps, values)])
@@ -89,7 +89,7 @@ def test_crowded_columns_against_the_slow_reference(rng: np.random.Generator) ->
     steps = np.arange(1500) * 10
     values = 10 ** rng.uniform(0, 3, (1, 1500))
     values[rng.random(values.shape) < 0.3] = np.nan
-    low, high = module._limits(values)
+    low, high = module.limits(values)
     want = [slow_colour(value, low, high) for value in slow_columns(steps.tolist(), values[0].tolist())]
     # One unit of 255 for a value that falls between two shades.
     assert np.abs(cells(heatmap(steps, values), 1)[0].astype(int) - np.array(want)).max() <= 1
@@ -97,7 +97,7 @@ def test_crowded_columns_against_the_slow_reference(rng: np.random.Generator) ->
 
 @given(values=st.lists(st.floats(5e-324, 1.7e308), min_size=1, max_size=4))
 def test_scale_holds_every_value(values: list[float]) -> None:
-    low, high = module._limits(np.array([values]))
+    low, high = module.limits(np.array([values]))
     assert 0 < low <= min(values)
     assert max(values) <= high < math.inf
 
@@ -145,7 +145,7 @@ def test_nothing_known_is_all_grey_and_explained() -> None:
 
 def test_labels_keep_apart_and_prefer_the_first() -> None:
     marks = {10: 0.0, 20: 1.0, 30: 0.05, 40: 0.5, 50: 0.45}
-    assert module._with_room(marks, 0.1) == [(10, 0.0), (20, 1.0), (40, 0.5)]
+    assert module.with_room(marks, 0.1) == [(10, 0.0), (20, 1.0), (40, 0.5)]
 
 
 @pytest.mark.parametrize(
