@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from numpy.typing import NDArray
 
 from ma_monitor.analysis import fit_run, forecast_run, sequence_ratios
 from ma_monitor.numerics.fit import Fit
-from ma_monitor.numerics.forecast import FORECAST, Forecast, LayerForecast
+from ma_monitor.numerics.forecast import Forecast, LayerForecast
 from ma_monitor.numerics.values import none_if_not_finite
 from ma_monitor.numerics.variability import variability
 from ma_monitor.report.comparison import listed
+from ma_monitor.report.overview import MASSIVE, OUTCOMES, headlines, reasons, towards
 from ma_monitor.report.places import places
-from ma_monitor.report.track import Record, track_record, track_words
+from ma_monitor.report.track import track_record, track_words
 from ma_monitor.report.words import (
     UNKNOWN,
     asymptote_words,
@@ -27,30 +27,14 @@ from ma_monitor.report.words import (
     layers_words,
     number,
     peak_words,
-    percent,
 )
 from ma_monitor.runs.store import Run
 
 Floats = NDArray[np.float64]
-MASSIVE, EXTREME = 100.0, 1000.0
-"""From this ratio on a layer is said to carry massive activations; and the mark of Sun et al. (2024)."""
 POINTS, THINNED, COLUMNS = 5000, 600, 240
 """Most measurements that are drawn of rank 1, of ranks 2 and 3, and as columns of a heat map."""
 CURVE_POINTS = 160
 DIGITS = 5
-SURE, FAIRLY = 1.25, 2.0
-"""An 80 % band whose ends differ by less than these factors is called sure, or fairly sure."""
-LIKELY = 0.5
-"""Crossings of this probability or more are told."""
-OUTCOMES = {
-    "early_peak": "peaked, then fell",
-    "log_increase": "rose until the last step",
-    "decay": "fell from the start",
-    "flat": "did not change",
-    "settled": "large and steady",
-    "undetermined": "no clear shape",
-}
-"""Class of a trajectory → what has come of it, in words."""
 
 
 def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
@@ -83,7 +67,7 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         "end": end,
         "live": end is None or now < end,
         "warnings": warnings + not_finite(run) + faults(run),
-        "headlines": headlines(rows, now, end, forecast, record),
+        "headlines": headlines(rows, now, end, record),
         "rows": rows,
         "reasons": reasons(rows),
         "track": [one.to_dict() for one in record],
@@ -140,100 +124,14 @@ def layer_row(document: dict[str, Any], prediction: LayerForecast, now: float, *
     }
 
 
-def towards(now: float, low: float | None, high: float | None) -> tuple[str, str]:
-    """Where a layer is heading and how sure that is, from its ratio now and the 80 % band of where it ends."""
-    if low is None or high is None or not math.isfinite(now):
-        return "not forecast", "unknown"
-    width = high / low if low > 0 else math.inf
-    sure = "sure" if width <= SURE else "fairly sure" if width <= FAIRLY else "unsure"
-    if low > now:
-        return "rising", sure
-    if high < now:
-        return "falling", sure
-    return ("about level" if width <= SURE else "open (up or down)"), sure
-
-
-def headlines(
-    rows: Sequence[dict[str, Any]], now: int, end: int | None, forecast: Forecast, record: Sequence[Record]
-) -> list[dict[str, str]]:
-    """The overview: which layers carry massive activations, where they are heading, how sure that is."""
-    return [
-        {"title": "Which layers", "text": _which(rows, now)},
-        {"title": "Where they are heading", "text": _whither(rows, now, end)},
-        {"title": "How sure that is", "text": _how_sure(rows, record, over=end is not None and now >= end)},
-    ]
-
-
-def _which(rows: Sequence[dict[str, Any]], now: int) -> str:
-    ratios = {row["layer"]: math.inf if row["infinite"] else row["now"] for row in rows}
-    known = {layer: ratio for layer, ratio in ratios.items() if ratio is not None}
-    if not known:
-        return f"No ratio is a number at step {now:,}."
-    top = max(known, key=known.__getitem__)
-    largest = f"layer {top}, at {number(known[top])} times the median"
-    past = [layer for layer, ratio in known.items() if ratio >= MASSIVE]
-    if not past:
-        return (
-            f"No layer carries massive activations at step {now:,} ({MASSIVE:g} times the median); largest: {largest}."
-        )
-    extreme = sum(ratio >= EXTREME for ratio in known.values())
-    return (
-        f"{len(past)} of {count(len(rows), 'layer')} {'carries' if len(past) == 1 else 'carry'} massive activations at "
-        f"step {now:,} (at least {MASSIVE:g} times the median): {layers_words(past)}. Largest: {largest}. "
-        + (f"{extreme} beyond {EXTREME:,.0f}." if extreme else f"None beyond {EXTREME:,.0f}.")
-    )
-
-
-def _whither(rows: Sequence[dict[str, Any]], now: int, end: int | None) -> str:
-    kinds: dict[str, list[int]] = {}
-    for row in rows:
-        kinds.setdefault(row["heading"], []).append(row["layer"])
-    told = "; ".join(f"{layers_words(layers)}: {kind}" for kind, layers in kinds.items())
-    if end is not None and now >= end:
-        return f"The training has reached its planned end. {told[0].upper()}{told[1:]}."
-    ends = [row for row in rows if row["middle"] is not None]
-    if not ends:
-        return "Not forecast yet: a forecast needs six finite measurements that differ."
-    top = max(ends, key=lambda row: row["middle"])
-    until = f"the planned end, step {end:,}" if end is not None else f"step {top['at']:,} (no end is planned)"
-    ahead = [row for row in rows if row["peak"] is not None and row["peak"] > now]
-    peaks = [f"Layer {row['layer']} peaks at step {row['peak']:,.0f}." for row in ahead[:3]]
-    passing = [
-        f"Layer {row['layer']} passes {MASSIVE:g} near step {step:,.0f} ({percent(probability)} likely)."
-        for row in rows
-        for probability, step in filter(None, [row["passes"]])
-        if probability >= LIKELY and row["now"] and row["now"] < MASSIVE
-    ]
-    largest = f"Largest then: layer {top['layer']}, {top['end_words']} (80 % band)."
-    return " ".join([f"Until {until}: {told}.", largest, *passing[:3], *peaks])
-
-
-def _how_sure(rows: Sequence[dict[str, Any]], record: Sequence[Record], *, over: bool) -> str:
-    counts = [(kind, sum(row["sure"] == kind for row in rows)) for kind in ("sure", "fairly sure", "unsure")]
-    told = ", ".join(f"{kind} for {count(many, 'layer')}" for kind, many in counts if many)
-    first = f"The forecast is {told}. " if told and not over else ""
-    return first + track_words(record)
-
-
-def reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Why layers are not forecast, where they are not."""
-    found: dict[str, list[int]] = {}
-    for row in rows:
-        found.setdefault(row["status"], []).append(row["layer"])
-    return [f"{layers_words(layers)}: {status}" for status, layers in found.items() if status != FORECAST]
-
-
 def not_finite(run: Run) -> list[str]:
     """A warning where the last measurement met NaN or infinities."""
     stack = run.stack()
     bad = (stack.nan[-1] + stack.inf[-1]).sum(axis=1)
     layers = [run.meta.first_layer + int(row) for row in np.flatnonzero(bad)]
-    entries = count(int(bad.sum()), "entry" if bad.sum() == 1 else "entrie")
-    return (
-        [f"Activations are not finite at step {stack.steps[-1]:,}: {entries}, {layers_words(layers)}."]
-        if layers
-        else []
-    )
+    if not layers:
+        return []
+    return [f"Not finite at step {stack.steps[-1]:,}, {layers_words(layers)}: {bad.sum():,} activations."]
 
 
 def faults(run: Run) -> list[str]:

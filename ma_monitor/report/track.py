@@ -91,16 +91,23 @@ def _record(run: Run, cut: int) -> Record | None:
     )
 
 
+def track_key(record: Sequence[Record]) -> str:
+    """How earlier forecasts of this run fared, in a few words."""
+    return f"80 % bands held {percent(_mean(record, 'held'))}" if record else "No track record yet"
+
+
 def track_words(record: Sequence[Record]) -> str:
-    """How earlier forecasts of this run fared, in a sentence."""
+    """The same in a sentence."""
     if not record:
         return "This run is too young for its forecasts to have a track record."
-    compared = sum(one.compared for one in record)
-    held = sum(one.held * one.compared for one in record) / compared
-    error = sum(one.error * one.compared for one in record) / compared
-    last = sum(one.last_value * one.compared for one in record) / compared
+    error, last = (np.exp(_mean(record, name)) for name in ("error", "last_value"))
     return (
-        f"Track record: of what came after {len(record)} earlier forecasts of this run, their 80 % bands held "
-        f"{percent(held)}; the middle was off by a factor of {np.exp(error):.2f} on average "
-        f"(the last value: {np.exp(last):.2f})."
+        f"Of what came after {len(record)} earlier forecasts of this run, their 80 % bands held "
+        f"{percent(_mean(record, 'held'))}; the middle was off by a factor of {error:.2f} on average "
+        f"(the last value: {last:.2f})."
     )
+
+
+def _mean(record: Sequence[Record], name: str) -> float:
+    """A score over all that was compared."""
+    return float(np.average([getattr(one, name) for one in record], weights=[one.compared for one in record]))

@@ -99,10 +99,11 @@ def test_long_runs_are_thinned_but_no_spike_is_lost(tmp_path: Path, monkeypatch:
 def test_what_it_says(run: Run, made: Page) -> None:
     text, now = made.text, run.ratios()[:, -1]
     assert (now >= 100).tolist() == [False, True, True]
-    assert "2 of 3 layers carry massive activations at step 1,000 (at least 100 times the median): layers 2–3." in text
-    assert f"Largest: layer 3, at {now[2]:.4g} times the median. None beyond 1,000." in text
-    assert "Until the planned end, step 2,000:" in text
-    assert "Track record: of what came after" in text
+    assert "2 of 3 layers Layers 2–3 are at 100 times the median or more." in text
+    assert f"Largest at step 1,000: layer 3, {now[2]:.4g} times the median. None beyond 1,000." in text
+    assert f"Layer 3: {now[2]:.4g} → " in text
+    assert "The largest at the planned end, step 2,000, with its 80 % band." in text
+    assert "Of what came after" in text
     assert "channel" in text
     assert "Not known: published and imported data hold magnitudes only." not in text
 
@@ -121,7 +122,7 @@ def test_a_finished_training(tmp_path: Path) -> None:
 
 def test_without_a_planned_end(tmp_path: Path) -> None:
     made = Page(page.render([make_page_run(tmp_path / "run", total=None)]))
-    assert "Until step 2,000 (no end is planned):" in made.text
+    assert "The largest at step 2,000 (no end is planned), with its 80 % band." in made.text
     assert "progress" not in made.tags
 
 
@@ -150,11 +151,11 @@ def test_what_is_not_finite(tmp_path: Path) -> None:
         writer.append(Measurements(2000, last.top, last.position, last.token, last.channel, last.median, bad, bad))
         writer.event("fault", "the disk is full")
     made = Page(page.render([Run.open(run.path)]))
-    assert "Activations are not finite at step 2,000: 14 entries, layer 2." in made.text
+    assert "Not finite at step 2,000, layer 2: 14 activations." in made.text
     assert "1 fault on record; the latest: the disk is full" in made.text
     assert [row["now"] is None for row in made.data[0]["rows"]] == [False, True, True]
     assert "∞" in made.text
-    assert "1 of 3 layers carries massive activations" in made.text, "an infinite ratio is beyond every bound"
+    assert "1 of 3 layers Layer 2 is at 100 times" in made.text, "an infinite ratio is beyond every bound"
 
 
 def test_damage_is_told(tmp_path: Path) -> None:

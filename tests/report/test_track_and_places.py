@@ -10,7 +10,7 @@ import pytest
 
 from ma_monitor.analysis import forecast_run
 from ma_monitor.report.places import places
-from ma_monitor.report.track import SHARES, Record, track_record, track_words
+from ma_monitor.report.track import SHARES, Record, track_key, track_record, track_words
 from ma_monitor.runs.store import Run
 from tests.cli.conftest import make_run
 from tests.report.pages import STEPS, make_page_run, ratios
@@ -60,6 +60,7 @@ def test_no_record_of_the_young(tmp_path: Path) -> None:
     for points in (1, 6, 8):
         assert track_record(make_page_run(tmp_path / str(points), steps=STEPS[:points])) == []
     assert "too young" in track_words([])
+    assert track_key([]) == "No track record yet"
 
 
 def test_record_in_words() -> None:
@@ -70,6 +71,7 @@ def test_record_in_words() -> None:
     ]
     told = track_words(made)
     assert "after 2 earlier forecasts" in told
+    assert track_key(made) == "80 % bands held 60 %"
     assert "held 60 %" in told, "every value counts alike"
     assert "factor of 1.50" in told
     assert "the last value: 2.00" in told

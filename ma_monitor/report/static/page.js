@@ -139,7 +139,7 @@
         const y = ratios([low, high, rows.map((r) => r.now)], 100), color = css("--c0");
         const marks = [100, 1000].filter((v) => y.at(v) <= y.high);
         return {
-          grid: grid(), xAxis: layersAxis(1, many), yAxis: axis(y, "largest / median", short, upward()),
+          grid: grid({ right: 52 }), xAxis: layersAxis(1, many), yAxis: axis(y, "largest / median", short, upward()),
           tooltip: tooltip("axis", ([p]) => {
             const r = rows[p.dataIndex];
             const more = live ? `at step ${r.at == null ? "-" : whole(r.at)}: ${r.end_words}` : `from ${number(low[p.dataIndex])} to ${number(high[p.dataIndex])}`;
@@ -163,7 +163,7 @@
               itemStyle: { borderColor: css("--paper"), borderWidth: 1 },
               markLine: {
                 silent: true, symbol: "none", lineStyle: { color: css("--c1"), type: "dashed" }, data: marks.map((v) => ({ yAxis: y.at(v), name: `${v} ×` })),
-                label: { formatter: "{b}", position: "insideEndTop", color: css("--c1") },
+                label: { formatter: "{b}", position: "end", color: css("--c1") },
               },
             },
           ],
@@ -175,7 +175,7 @@
         const bands = (layer) => old ? [null, ...old.bands.map((b) => b[layer - 1]), null] : drawn.bands[layer - 1];
         const last = Math.max(drawn.steps.at(-1), times.at(-1) ?? 0);
         const x = steps(state.x, drawn.steps[0], last);
-        const held = chosen.flatMap((layer) => [drawn.ratios[layer - 1], bands(layer)[1], bands(layer)[3], state.ranks ? drawn.ranks.map((r) => r[layer - 1]) : []]);
+        const held = chosen.flatMap((layer) => [drawn.ratios[layer - 1], ...bands(layer), state.ranks ? drawn.ranks.map((r) => r[layer - 1]) : []]);
         const y = ratios(chosen.length ? held.map((v) => v ?? []) : drawn.ratios);
         const stride = Math.max(1, Math.ceil(drawn.steps.length / CONTEXT));
         const some = drawn.steps.map((_, i) => i).filter((i) => i % stride === 0 || i === drawn.steps.length - 1);
