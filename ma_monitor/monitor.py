@@ -152,12 +152,11 @@ class Observer:
 
     def _missed(self, step: int) -> None:
         """Tells of a measurement that could not be made."""
-        run = self.run
-        if run is None:
+        if self.run is None:
             return
         with self.timed(), self._guarded("the alerts"):
             if alerts := probe_failed(step, self._fault, self.told):
-                self.told += tell(run, alerts, log=False)  # the fault is logged
+                self.told += tell(self.run, alerts, log=False)  # the fault is logged
                 self._emit(Emission(step, {}, alerts=alerts))
 
     @contextmanager
