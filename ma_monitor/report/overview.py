@@ -75,7 +75,7 @@ def _which(rows: Sequence[dict[str, Any]], now: int) -> tuple[str, str]:
     are = "is" if len(past) == 1 else "are"
     words = layers_words(past)
     return (
-        f"{len(past)} of {count(len(rows), 'layer')}",
+        f"{len(past)} of {count(len(rows), 'layer')} massive",
         f"{words[0].upper()}{words[1:]} {are} at {MASSIVE:g} times the median or more. {text} {beyond}",
     )
 

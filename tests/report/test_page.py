@@ -99,7 +99,7 @@ def test_long_runs_are_thinned_but_no_spike_is_lost(tmp_path: Path, monkeypatch:
 def test_what_it_says(run: Run, made: Page) -> None:
     text, now = made.text, run.ratios()[:, -1]
     assert (now >= 100).tolist() == [False, True, True]
-    assert "2 of 3 layers Layers 2–3 are at 100 times the median or more." in text
+    assert "2 of 3 layers massive Layers 2–3 are at 100 times the median or more." in text
     assert f"Largest at step 1,000: layer 3, {now[2]:.4g} times the median. None beyond 1,000." in text
     assert f"Layer 3: {now[2]:.4g} → " in text
     assert "The largest at the planned end, step 2,000, with its 80 % band." in text
@@ -155,7 +155,7 @@ def test_what_is_not_finite(tmp_path: Path) -> None:
     assert "1 fault on record; the latest: the disk is full" in made.text
     assert [row["now"] is None for row in made.data[0]["rows"]] == [False, True, True]
     assert "∞" in made.text
-    assert "1 of 3 layers Layer 2 is at 100 times" in made.text, "an infinite ratio is beyond every bound"
+    assert "1 of 3 layers massive Layer 2 is at 100 times" in made.text, "an infinite ratio is beyond every bound"
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
