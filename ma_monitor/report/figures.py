@@ -157,7 +157,7 @@ def heat_map(run: Run) -> Figure:
     step_axis(axes, run.steps)
     borders = np.arange(len(values) + 1) + 0.5
     mesh = axes.pcolormesh(edges(axes, run.steps), borders, np.ma.masked_invalid(values), rasterized=True)
-    shade(figure, axes, [mesh], RATIO)
+    shade(figure, axes, [mesh], RATIO, log=True)
     layer_axis(axes, "y")
     axes.set_title(_name(run), fontsize=10)
     return figure

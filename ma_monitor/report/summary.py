@@ -33,6 +33,8 @@ from ma_monitor.runs.store import Run
 Floats = NDArray[np.float64]
 POINTS, THINNED, COLUMNS = 5000, 600, 240
 """Most measurements that are drawn of rank 1, of ranks 2 and 3, and as columns of a heat map."""
+ALERTS = 5
+"""Alerts shown: the latest."""
 CURVE_POINTS = 160
 DIGITS = 5
 
@@ -67,6 +69,7 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         "end": end,
         "live": end is None or now < end,
         "warnings": warnings + not_finite(run) + faults(run),
+        "alerts": [event.message.partition(" ")[2] for event in run.events if event.kind == "alert"][-ALERTS:],
         "headlines": headlines(rows, now, end, record),
         "rows": rows,
         "reasons": reasons(rows),

@@ -71,6 +71,7 @@ def hostile_run(path: Path, text: str) -> Run:
     )
     with Run.open(path, writable=True) as writer:
         writer.event("fault", surrogates)
+        writer.event("alert", f"key {surrogates}")
         writer.event(surrogates, surrogates)
         writer.add_plan(Plan(1000, 2000, None, 8, surrogates))
     vocabulary = {surrogates + str(i): i for i in range(3)}

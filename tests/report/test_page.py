@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,24 @@ def test_what_is_not_finite(tmp_path: Path) -> None:
     assert [row["now"] is None for row in made.data[0]["rows"]] == [False, True, True]
     assert "∞" in made.text
     assert "1 of 3 layers massive Layer 2 is at 100 times" in made.text, "an infinite ratio is beyond every bound"
+
+
+def test_the_latest_alerts(tmp_path: Path) -> None:
+    run = make_page_run(tmp_path / "run")
+    assert "Latest alerts" not in page.render([run])
+    with Run.open(run.path, writable=True) as writer:
+        for number in range(7):
+            writer.event("alert", f"past_100@{number}:2 Layer 2 is past 100. Number {number}: <b>look</b>.")
+    _, told = page.render([Run.open(run.path)]).split('aria-label="Latest alerts">')
+    text = Page(told.partition("</ul>")[0]).text
+    assert [f"Layer 2 is past 100. Number {n}: <b>look</b>." in text for n in range(7)] == [False] * 2 + [True] * 5
+    assert text.index("Number 6") < text.index("Number 5"), "the latest first"
+
+
+def test_without_jinja_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['jinja2'] = None; import ma_monitor.report.page"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "jinja2 is not installed; run: pip install 'ma_monitor[report]'" in done.stderr
 
 
 def test_damage_is_told(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@
     textStyle: { color: css("--ink") }, className: "tip", axisPointer: { type: "line", lineStyle: { color: css("--soft") } },
   });
   const line = (data, color, more = {}) => ({
-    type: "line", data, showSymbol: false, symbolSize: 5, animation: false, sampling: "lttb", color,
+    type: "line", data, showSymbol: false, symbolSize: 5, sampling: "lttb", color,
     lineStyle: { width: 2, color }, emphasis: { disabled: true }, ...more,
   });
   function area(points, color, opacity) { // a polygon along the lower and back along the upper edge
@@ -213,7 +213,7 @@
         chart.told = told;
         chart.scale = x;
         return {
-          grid: grid({ bottom: drawn.steps.length > CONTEXT ? 78 : 44 }), series, animation: false,
+          grid: grid({ bottom: drawn.steps.length > CONTEXT ? 78 : 44 }), series,
           dataZoom: drawn.steps.length > CONTEXT ? [{ type: "slider", filterMode: "none", height: 16, bottom: 8, showDetail: false, borderColor: css("--line") }] : [],
           xAxis: axis(x, state.x === "log" ? "step (logarithmic)" : "step", short, across()), yAxis: axis(y, "largest / median", short, upward()),
           tooltip: tooltip("axis", (params) => {
@@ -278,7 +278,7 @@
       if (high - low < 1e-9) [low, high] = [low - 0.5, high + 0.5];
       const strip = !y;
       return {
-        grid: grid({ left: strip ? 12 : 52, bottom: 74 }), animation: false, backgroundColor: "transparent",
+        grid: grid({ left: strip ? 12 : 52, bottom: 74 }),
         xAxis: { type: "category", data: columns, name: xName, nameLocation: "middle", nameGap: 24, nameTextStyle: { color: css("--soft") }, axisLabel: { color: css("--soft"), hideOverlap: true }, axisTick: { show: false }, axisLine: { show: false }, splitArea: { show: true, areaStyle: { color: [css("--panel")] } } },
         yAxis: y ?? { type: "category", data: [""], show: false },
         tooltip: tooltip("item", (p) => words(p.value[0], p.value[1], p.value[3])),
@@ -299,7 +299,7 @@
         chart.swatch = (layer) => `<i class="k${chosen.indexOf(layer) % HUES}"></i>`;
         charts.set(el, chart);
       }
-      chart.setOption(options[el.dataset.chart](chart), { notMerge: true });
+      chart.setOption({ animation: false, ...options[el.dataset.chart](chart) }, { notMerge: true });
       el.dataset.drawn = "";
     }
     const redraw = (kinds) => charts.forEach((_, el) => { if (!kinds || kinds.includes(el.dataset.chart)) draw(el); });
