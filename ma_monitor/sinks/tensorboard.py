@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ma_monitor.errors import MissingExtraError
-from ma_monitor.report.words import printable
+from ma_monitor.report.words import band, number, printable
 from ma_monitor.sinks.base import Cell, Emission, Table
 
 if TYPE_CHECKING:
@@ -20,9 +20,8 @@ _FORECAST = "ma/forecast/max_end"
 _LARGEST = "ma/max_ratio"
 _CHARTS = {
     "largest ratio": ["Multiline", [rf"^{_LARGEST}$"]],
+    "number of layers past 100 and past 1000": ["Multiline", [r"^ma/layers_past_\d+$"]],
     "largest ratio at the end, forecast": ["Margin", [_FORECAST, f"{_FORECAST}_low", f"{_FORECAST}_high"]],
-    "layers past 100 and 1000": ["Multiline", [r"^ma/layers_past_\d+$"]],
-    "share of layers whose peak or asymptote is identified": ["Multiline", ["^ma/share_identified$"]],
 }
 """Title → kind and tags of the charts below those of the layers."""
 _MARKDOWN = re.compile(r"([\\`*_\[\]|])")
@@ -115,24 +114,41 @@ class TensorBoardSink:
             return
         self._charted += new
         charts: dict[str, list[object]] = {
-            group: ["Multiline", [rf"^{re.escape(group)}/layer_\d+$"]] for group in self._charted
+            f"{group.removeprefix('ma/')} of every layer": ["Multiline", [rf"^{re.escape(group)}/layer_\d+$"]]
+            for group in self._charted
         }
         self.writer.add_custom_scalars({"massive activations": charts | _CHARTS})
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown, which TensorBoard's text panel renders."""
-    heading, *rows = ("| " + " | ".join(_cell(value) for value in line) + " |" for line in (table.columns, *table.rows))
-    return "\n".join((heading, "| --- " * len(table.columns) + "|", *rows))
+    """The table in Markdown, which TensorBoard's text panel renders; an interval stands in the cell of its value."""
+    ends = {name for column in table.columns for name in (f"{column} low", f"{column} high")}
+    heading, *rows = ("| " + " | ".join(line) + " |" for line in _joined(table, ends))
+    return "\n".join((heading, "| --- " * (len(table.columns) - len(ends & set(table.columns))) + "|", *rows))
+
+
+def _joined(table: Table, ends: set[str]) -> Iterator[list[str]]:
+    """Headings and cells of the columns that are no end of an interval, as text."""
+    kept = [name for name in table.columns if name not in ends]
+    with_ends = {name for name in kept if {f"{name} low", f"{name} high"} <= set(table.columns)}
+    yield [_text(f"{name} [80 %]" if name in with_ends else name) for name in kept]
+    for row in table.rows:
+        cells = dict(zip(table.columns, row, strict=True))
+        yield [
+            _text(band(*(_number(cells[key]) for key in (name, f"{name} low", f"{name} high"))))
+            if name in with_ends
+            else _cell(cells[name])
+            for name in kept
+        ]
+
+
+def _number(value: Cell) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _cell(value: Cell) -> str:
-    """One value: four significant digits, no exponent where it can be helped, a dash where it is not known."""
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
-    return _text(value)
+    """One value; a dash where it is not known."""
+    return _text(value if isinstance(value, str | bool) else number(value))
 
 
 def _text(words: object) -> str:

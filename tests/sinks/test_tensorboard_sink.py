@@ -62,14 +62,13 @@ def test_layers_of_a_quantity_share_a_chart(tmp_path: Path, read_events: Callabl
     assert len(layout.steps) == 2, "one layout, and one more for the quantity that came later"
     first, last = (_charts(value.item()) for value in layout.values)
     assert set(first) == {
-        "ma/ratio",
+        "ratio of every layer",
         "largest ratio",
+        "number of layers past 100 and past 1000",
         "largest ratio at the end, forecast",
-        "layers past 100 and 1000",
-        "share of layers whose peak or asymptote is identified",
     }
-    assert set(last) == set(first) | {"ma/kurtosis"}
-    (pattern,) = first["ma/ratio"]
+    assert set(last) == set(first) | {"kurtosis of every layer"}
+    (pattern,) = first["ratio of every layer"]
     drawn = [
         key for key in (*ratios, "ma/ratio/layer_1x", "ma/ratio/layers", "ama/ratio/layer_1") if re.match(pattern, key)
     ]
@@ -103,10 +102,21 @@ def test_markdown() -> None:
     assert markdown(table).splitlines() == [
         r"| a\|b | value |",
         "| --- | --- |",
-        "| – | 3 |",
+        "| - | 3 |",
         "| two lines | 0.1235 |",
         "| True | 23,457 |",
         r"| x\|y | nan |",
+    ]
+
+
+def test_an_interval_stands_in_the_cell_of_its_value() -> None:
+    columns = ("layer", "end", "end low", "end high", "floor low")
+    lines = markdown(Table(columns, ((1, 5.0, 2.5, 12345.0, 1), (2, None, None, None, 2)))).splitlines()
+    assert lines == [
+        r"| layer | end \[80 %\] | floor low |",
+        "| --- | --- | --- |",
+        r"| 1 | 5 \[2.5, 12,345\] | 1 |",
+        "| 2 | - | 2 |",
     ]
 
 
