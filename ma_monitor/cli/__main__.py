@@ -7,6 +7,7 @@ its traceback.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -35,10 +36,23 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 COMMANDS = (demo, predict, replay, merge, import_, fit, forecast, compare, report, export, log, watch, workspace)
 
+EXAMPLES = """examples:
+  ma-monitor demo --out runs/demo               see what it does, in seconds
+  ma-monitor watch out/ma_monitor               follow a training
+  ma-monitor forecast out/ma_monitor            where every layer is heading
+  ma-monitor replay EleutherAI/pythia-14m --revisions paper --out runs/14m
+  eval "$(ma-monitor --completion bash)"        complete commands and options in this shell
+Each command says more: ma-monitor COMMAND --help"""
+
 
 def build_parser() -> Parser:
     """The parser of the whole command line."""
-    parser = Parser(prog="ma-monitor", description="Measures, fits and forecasts massive activations of transformers.")
+    parser = Parser(
+        prog="ma-monitor",
+        description="Measures, fits and forecasts massive activations of transformers.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"ma_monitor {__version__}")
     parser.add_argument(
         "--completion", action=Completion, choices=SHELLS, help="print what this shell needs to complete ma-monitor"

@@ -100,12 +100,14 @@ def due_alerts(facts: Facts, told: Iterable[str]) -> tuple[Alert, ...]:
         told: Keys of every alert of the run so far; what is no key is passed over.
     """
     heard, step = _heard(told), int(facts.steps[-1])
+    before = int(facts.steps[-2]) if len(facts.steps) > 1 else -1
     alerts = []
     for rule in _RULES:
-        last, named = heard.get(rule.name, (None, frozenset()))
-        if last is not None and step < last + max(PAUSE, last // SHARE):
+        last, named = heard.get(rule.name, (-PAUSE, frozenset()))
+        speaks_from = last + max(PAUSE, last // SHARE)
+        if step < speaks_from:
             continue
-        found = rule.find(facts, -1 if last is None else last)
+        found = rule.find(facts, last if before < speaks_from else before)  # what it has not looked at yet
         layers = tuple(layer for layer in found if rule.name == "jump" or layer not in named)
         if layers:
             first = layers[0]
