@@ -265,8 +265,10 @@ def test_several_runs_are_tabs(show: Show, run: Run, tmp_path: Path) -> None:
 def test_a_live_page_follows(show: Show, tmp_path: Path) -> None:
     tab = show(make_page_run(tmp_path / "young", steps=STEPS[:20]), refresh=1)
     tab.locator(".chips button", has_text="1").click()
+    tab.get_by_text("Parameters of the fitted curve").click()
     page.write([make_page_run(tmp_path / "older")], tmp_path / "report.html")
     tab.get_by_text("step 1,000 of 2,000").wait_for()
     tab.wait_for_selector("html[data-ready]")
     assert tab.locator(".chips [aria-pressed=true]").all_inner_texts() == ["2", "3"], "what was chosen is kept"
+    assert tab.get_by_role("region", name="Fitted parameters").is_visible(), "and what was opened stays open"
     assert tab.locator("#live").count() == 0, "a page that is final does not load itself again"

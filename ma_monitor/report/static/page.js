@@ -376,6 +376,10 @@
   const system = matchMedia("(prefers-color-scheme: dark)");
   root.dataset.theme = kept.read("theme", system.matches ? "dark" : "light");
   $$(".sortable").forEach(sortable);
+  $$("details").forEach((details, i) => {
+    details.open = kept.read("open " + i, false);
+    details.addEventListener("toggle", () => kept.write("open " + i, details.open));
+  });
   const views = $$(".run").map(view);
   const theme = (name) => { root.dataset.theme = name; views.forEach((one) => one.redraw()); };
   system.addEventListener("change", () => { if (!kept.read("theme", null)) theme(system.matches ? "dark" : "light"); });
