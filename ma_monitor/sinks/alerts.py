@@ -113,7 +113,7 @@ def due_alerts(facts: Facts, told: Iterable[str]) -> tuple[Alert, ...]:
             first = layers[0]
             subject = f"Layer {first}" if len(layers) == 1 else f"Layer {first} and {len(layers) - 1} more"
             title, text = rule.words(facts, first, found[first])
-            others = f" So it is in layer {', '.join(map(str, layers[1:]))}." if layers[1:] else ""
+            others = f" Likewise layer {', '.join(map(str, layers[1:]))}." if layers[1:] else ""
             title, text = f"{subject}: {title}, step {step:,}", f"At step {step:,} {text}{others} {rule.advice}"
             alerts.append(Alert(rule.name, step, layers, float(found[first]), title, text, rule.level))
     return tuple(alerts)

@@ -56,7 +56,7 @@ def test_layers_that_come_together_share_an_alert_the_largest_first() -> None:
         ("past_1000", (3, 1), "warning"),
     ]
     assert both[0].title == "Layer 3 and 2 more: ratio past 100, step 400"
-    assert "So it is in layer 1, 2." in both[0].text
+    assert "Likewise layer 1, 2." in both[0].text
 
 
 def test_a_rule_that_has_spoken_is_silent_and_loses_nothing() -> None:
