@@ -68,7 +68,7 @@ def _which(rows: Sequence[dict[str, Any]], now: int) -> tuple[str, str]:
     text = f"Largest at step {now:,}: layer {top}, {number(known[top])} times the median."
     if not past:
         return (
-            f"None of {count(len(rows), 'layer')}",
+            f"0 of {count(len(rows), 'layer')} massive",
             f"{text} From {MASSIVE:g} times on, activations count as massive.",
         )
     beyond = f"{extreme} beyond {EXTREME:,.0f}." if extreme else f"None beyond {EXTREME:,.0f}."
