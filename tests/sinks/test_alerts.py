@@ -15,6 +15,7 @@ from ma_monitor.sinks.alerts import BOUNDS, PAUSE, Alert, Facts, due_alerts, pro
 TITLE = 64
 """W&B's limit: titles must be shorter."""
 LAYERS = 4
+END = 10_000
 
 
 def facts(
@@ -32,7 +33,7 @@ def facts(
 
 def document(layer: int, *, crossing: dict[str, Any] | None = None, peak: dict[str, Any] | None = None) -> Any:
     """A forecast's document of one layer, as far as alerts look at it."""
-    return {"layer": layer, "crossings": {"100": None, "1000": crossing}, "peak": peak}
+    return {"layer": layer, "crossings": {"100": None, "1000": crossing}, "peak": peak, "end": {"step": END}}
 
 
 def steady(level: float = 10.0, points: int = 20) -> NDArray[np.float64]:
@@ -88,6 +89,15 @@ def test_forecast_crossing(probability: float, seen: float, told: bool) -> None:
         assert (alerts[0].layers, alerts[0].value, alerts[0].level) == ((2,), 0.8, "warning")
         assert "it will pass 1,000 with a probability of 80%, about step 5,000 (80 %: 4,200 to -)" in alerts[0].text
         assert "--schedule" in alerts[0].text
+
+
+@pytest.mark.parametrize(("step", "told"), [(999, False), (1000, True)])
+def test_forecasts_of_the_first_tenth_are_not_told(step: int, told: bool) -> None:
+    crossing = {"probability": 1.0, "step": 5000.0, "low": 4200.0, "high": 6000.0}
+    known = document(1, crossing=crossing)
+    assert bool(due_alerts(facts([500], step=step, forecast=[known]), ["past_100@0:1"])) == told
+    unplanned = known | {"end": None}
+    assert due_alerts(facts([500], step=step, forecast=[unplanned]), ["past_100@0:1"])
 
 
 @pytest.mark.parametrize(("factor", "words"), [(3.0, "rose 3-fold"), (0.25, "fell 4-fold")])
