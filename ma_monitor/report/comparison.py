@@ -16,6 +16,8 @@ from ma_monitor.runs.records import RunMeta
 from ma_monitor.runs.store import Run
 
 RANGE = ("median", "low", "high")
+DIGITS = 5
+"""Significant digits of a number on a page."""
 SHARES = 100
 """Into how many parts a training is cut where runs are compared by share of it."""
 
@@ -120,3 +122,12 @@ def listed(values: ArrayLike) -> list[Any]:
     found = array.astype(object)
     found[~np.isfinite(array)] = None
     return list(found.tolist())
+
+
+def figures(values: Any) -> list[Any]:
+    """Numbers in five significant digits as JSON has them, None where not finite."""
+    array = np.asarray(values, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        unit = 10.0 ** (DIGITS - 1 - np.floor(np.log10(np.abs(array))))
+        short = np.round(array * unit) / unit
+    return listed(np.where(np.isfinite(short), short, np.where(array == 0, 0.0, np.nan)))

@@ -26,7 +26,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("jinja2", "report") from error
 
-DATA = ("drawn", "rows", "track", "now", "end", "live")
+DATA = ("label", "drawn", "rows", "track", "now", "end", "live")
 """What of a summary the page's script gets; the rest is in the page as text."""
 
 

@@ -14,7 +14,7 @@ from ma_monitor.numerics.fit import Fit
 from ma_monitor.numerics.forecast import Forecast, LayerForecast
 from ma_monitor.numerics.values import none_if_not_finite
 from ma_monitor.numerics.variability import variability
-from ma_monitor.report.comparison import listed
+from ma_monitor.report.comparison import figures
 from ma_monitor.report.overview import MASSIVE, OUTCOMES, headlines, reasons, towards
 from ma_monitor.report.places import places
 from ma_monitor.report.track import track_record, track_words
@@ -27,16 +27,18 @@ from ma_monitor.report.words import (
     layers_words,
     number,
     peak_words,
+    shown,
 )
 from ma_monitor.runs.store import Run
 
 Floats = NDArray[np.float64]
 POINTS, THINNED, COLUMNS = 5000, 600, 240
 """Most measurements that are drawn of rank 1, of ranks 2 and 3, and as columns of a heat map."""
+LABEL = 24
+"""Characters of a name inside a chart."""
 ALERTS = 5
 """Alerts shown: the latest."""
 CURVE_POINTS = 160
-DIGITS = 5
 
 
 def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
@@ -47,7 +49,14 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         tokenizer: A ``tokenizer.json`` that turns token ids into text; looked for beside the run where None.
     """
     meta, measured = run.meta, len(run.steps)
-    head = {"name": meta.model.name, "path": str(run.path), "measured": measured, "layers": meta.model.layers}
+    name = meta.model.name
+    head = {"name": name, "label": shown(name, LABEL), "measured": measured, "layers": meta.model.layers}
+        "name": meta.model.name,
+        "label": shown(meta.model.name, LABEL),
+        "path": str(run.path),
+        "measured": measured,
+        "layers": meta.model.layers,
+    }
     warnings = [run.damage] if run.damage else []
     if not measured:
         return {**head, "now": None, "end": None, "live": True, "warnings": warnings, "about": about(run)}
@@ -192,12 +201,22 @@ def drawn(run: Run, fits: Sequence[Fit], forecast: Forecast, each: Floats, found
         "curves": [None if fit.curve is None else figures(fit.curve.evaluate(times)) for fit in fits],
         "future": forecast.layers[0].steps.tolist(),
         "bands": [[figures(one[q]) for q in (0, 1, 3, 5, 6)] for one in bands],
-        "peaks": [one.peak.step if one.peak and one.peak.identified else None for one in forecast.layers],
-        "r2": [fit.r2 for fit in fits],
+        "strips": strips(ratios, fits, forecast),
         "first_layer": run.meta.first_layer,
         "sizes": sizes,
         "maps": maps(run, each, found),
     }
+
+
+def strips(ratios: Floats, fits: Sequence[Fit], forecast: Forecast) -> list[dict[str, Any]]:
+    """The paper's Figures 5 and 7: a number a layer."""
+    highest = np.fmax.reduce(np.where(np.isfinite(ratios), ratios, np.nan), axis=1)
+    peaks = [one.peak.step if one.peak and one.peak.identified else None for one in forecast.layers]
+    return [
+        {"title": "largest ratio of all steps", "log": True, "values": figures(highest)},
+        {"title": "peak step, past or forecast", "log": True, "values": peaks},
+        {"title": "R² of the fitted curve", "log": False, "values": [fit.r2 for fit in fits]},
+    ]
 
 
 def maps(run: Run, each: Floats, found: dict[str, Any]) -> dict[str, Any]:
@@ -236,15 +255,6 @@ def maps(run: Run, each: Floats, found: dict[str, Any]) -> dict[str, Any]:
     for key in ("channel", "position"):
         found.pop(key)
     return {"steps": run.steps[starts].tolist(), "shown": shown}
-
-
-def figures(values: Any) -> list[Any]:
-    """Numbers in five significant digits as JSON has them, None where not finite."""
-    array = np.asarray(values, dtype=np.float64)
-    with np.errstate(all="ignore"):
-        unit = 10.0 ** (DIGITS - 1 - np.floor(np.log10(np.abs(array))))
-        short = np.round(array * unit) / unit
-    return listed(np.where(np.isfinite(short), short, np.where(array == 0, 0.0, np.nan)))
 
 
 def _spread(points: int, most: int) -> NDArray[np.intp]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ma_monitor.analysis import forecast_run
 from ma_monitor.numerics.forecast import FORECAST
 from ma_monitor.numerics.values import LARGEST
-from ma_monitor.report.comparison import listed
+from ma_monitor.report.comparison import figures
 from ma_monitor.report.words import percent
 from ma_monitor.runs.store import Run
 
@@ -51,8 +51,7 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         scores = {name: getattr(self, name) for name in ("at", "compared", "error", "last_value", "held", "held95")}
-        bands = np.array([float(f"{value:.4g}") for value in self.quantiles.flat]).reshape(self.quantiles.shape)
-        return {**scores, "steps": self.steps.tolist(), "bands": listed(bands)}
+        return {**scores, "steps": self.steps.tolist(), "bands": figures(self.quantiles)}
 
 
 def track_record(run: Run) -> list[Record]:

@@ -118,7 +118,7 @@ def test_hovering_shows_what_was_measured(show: Show, run: Run) -> None:
             assert value == pytest.approx(run.ratios()[layer - 1, found], rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["overview", "track", "map", "r2", "sizes1"])
+@pytest.mark.parametrize("kind", ["overview", "track", "map", "strip0", "strip2", "sizes1"])
 def test_hovering_elsewhere(show: Show, run: Run, kind: str) -> None:
     tab = show(run)
     box = scrolled(tab, kind).bounding_box()

@@ -80,6 +80,14 @@ def test_heat_maps(run: Run, made: Page) -> None:
     assert np.ptp(spread) < 1e-9, "the made sequences differ by the same shares always: |top| and median alike"
 
 
+def test_strips(run: Run, made: Page) -> None:
+    highest, peaks, r2 = (one["values"] for one in made.data[0]["drawn"]["strips"])
+    np.testing.assert_allclose(highest, run.ratios().max(axis=1), rtol=FIVE_DIGITS)
+    said = [layer.peak for layer in forecast_run(run).layers]
+    assert peaks == [peak.step if peak and peak.identified else None for peak in said]
+    assert r2 == [fit.r2 for fit in fit_run(run)]
+
+
 def test_long_runs_are_thinned_but_no_spike_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ma_monitor.report import summary
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ma_monitor.report.comparison import figures
 from ma_monitor.report.overview import towards
-from ma_monitor.report.summary import figures
 from ma_monitor.report.words import layers_words, percent, shown
 
 

@@ -119,10 +119,10 @@
   };
 
   // ---- one run
-  function view(article) {
-    const { drawn, rows, track, now, end, live } = JSON.parse($(".data", article).textContent);
+  function view(article, index, all) {
+    const { drawn, rows, track, now, end, live } = all[index];
     if (!drawn) return { show() {}, redraw() {} };
-    const id = article.dataset.run, many = rows.length;
+    const id = index, many = rows.length;
     const byRatio = rows.map((r) => r.layer).sort((a, b) => (rows[b - 1].now ?? Infinity) - (rows[a - 1].now ?? Infinity) || a - b);
     const top = drawn.ratios[byRatio[0] - 1], highest = extent(top)[1];
     const half = drawn.steps[top.findIndex((v) => v >= highest / 2)];
@@ -250,8 +250,9 @@
           log: shown.log, xName: "step", y: layersAxis(1, many), words: (i, j, v) => `layer ${j + 1}, step ${whole(at[i])}<br>${shown.title}: <b>${number(v)}</b>`,
         });
       },
-      peaks: () => heat(rows.map((r) => String(r.layer)), [drawn.peaks], { log: true, xName: "layer", words: (i, _, v) => `layer ${i + 1}<br>peak at step <b>${whole(v)}</b>` }),
-      r2: () => heat(rows.map((r) => String(r.layer)), [drawn.r2], { log: false, xName: "layer", words: (i, _, v) => `layer ${i + 1}<br>R² <b>${v.toFixed(3)}</b>` }),
+      strip0: () => strip(0),
+      strip1: () => strip(1),
+      strip2: () => strip(2),
       sizes0: () => sizes(0),
       sizes1: () => sizes(1),
     };
@@ -270,23 +271,31 @@
       };
     }
 
-    function heat(columns, values, { log, xName, y, words }) {
+    function strip(which) { // a row a run of the page
+      const shown = all.filter((one) => one.drawn), names = shown.map((one) => one.label), { title, log } = drawn.strips[which];
+      const columns = Array.from({ length: Math.max(...shown.map((one) => one.rows.length)) }, (_, i) => String(i + 1));
+      return heat(columns, shown.map((one) => one.drawn.strips[which].values), {
+        log, xName: "layer", names, words: (i, j, v) => `${echarts.format.encodeHTML(names[j])}, layer ${i + 1}<br>${title}: <b>${number(v)}</b>`,
+      });
+    }
+
+    function heat(columns, values, { log, xName, y, names = [], words }) {
       const place = (v) => log ? (v > 0 ? Math.log10(v) : null) : v, cells = [];
       values.forEach((own, j) => own.forEach((v, i) => { if (v != null && place(v) != null) cells.push([i, j, place(v), v]); }));
       let [low, high] = extent(cells.map((c) => c[2]));
       if (!cells.length) [low, high] = [0, 1];
       if (high - low < 1e-9) [low, high] = [low - 0.5, high + 0.5];
-      const strip = !y;
+      const several = names.length > 1, label = { color: css("--soft"), width: 70, overflow: "truncate" };
       return {
-        grid: grid({ left: strip ? 12 : 52, bottom: 74 }),
+        grid: grid({ left: y ? 52 : several ? 84 : 12, bottom: 74 }),
         xAxis: { type: "category", data: columns, name: xName, nameLocation: "middle", nameGap: 24, nameTextStyle: { color: css("--soft") }, axisLabel: { color: css("--soft"), hideOverlap: true }, axisTick: { show: false }, axisLine: { show: false }, splitArea: { show: true, areaStyle: { color: [css("--panel")] } } },
-        yAxis: y ?? { type: "category", data: [""], show: false },
+        yAxis: y ?? { type: "category", data: names, show: several, inverse: true, axisLabel: label, axisTick: { show: false }, axisLine: { show: false } },
         tooltip: tooltip("item", (p) => words(p.value[0], p.value[1], p.value[3])),
         visualMap: {
           min: low, max: high, dimension: 2, orient: "horizontal", left: "center", bottom: 0, itemWidth: 10, itemHeight: 150, calculable: false, inRange: { color: VIRIDIS },
           text: [short(log ? 10 ** high : +high.toPrecision(3)), short(log ? 10 ** low : +low.toPrecision(3)) + (log ? " (log)" : "")], textStyle: { color: css("--soft") }, hoverLink: false,
         },
-        series: [{ type: "heatmap", data: cells, progressive: 0, emphasis: { itemStyle: { borderColor: css("--ink"), borderWidth: 1 } }, itemStyle: strip ? { borderColor: css("--paper"), borderWidth: 1 } : {} }],
+        series: [{ type: "heatmap", data: cells, progressive: 0, emphasis: { itemStyle: { borderColor: css("--ink"), borderWidth: 1 } }, itemStyle: names.length ? { borderColor: css("--paper"), borderWidth: 1 } : {} }],
       };
     }
 
@@ -294,6 +303,7 @@
     function draw(el) {
       let chart = charts.get(el);
       if (!chart) {
+        if (el.dataset.chart.startsWith("strip")) el.style.height = 94 + 18 * all.length + "px";
         if (el.dataset.chart === "map") el.style.height = Math.max(230, Math.min(600, 110 + 15 * many)) + "px";
         chart = echarts.init(el, null, { renderer: "canvas" });
         chart.swatch = (layer) => `<i class="k${chosen.indexOf(layer) % HUES}"></i>`;
@@ -380,7 +390,8 @@
     details.open = kept.read("open " + i, false);
     details.addEventListener("toggle", () => kept.write("open " + i, details.open));
   });
-  const views = $$(".run").map(view);
+  const data = $$(".data").map((own) => JSON.parse(own.textContent));
+  const views = $$(".run").map((article, i) => view(article, i, data));
   const theme = (name) => { root.dataset.theme = name; views.forEach((one) => one.redraw()); };
   system.addEventListener("change", () => { if (!kept.read("theme", null)) theme(system.matches ? "dark" : "light"); });
   $("#theme").addEventListener("click", () => {
