@@ -51,12 +51,6 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
     meta, measured = run.meta, len(run.steps)
     name = meta.model.name
     head = {"name": name, "label": shown(name, LABEL), "measured": measured, "layers": meta.model.layers}
-        "name": meta.model.name,
-        "label": shown(meta.model.name, LABEL),
-        "path": str(run.path),
-        "measured": measured,
-        "layers": meta.model.layers,
-    }
     warnings = [run.damage] if run.damage else []
     if not measured:
         return {**head, "now": None, "end": None, "live": True, "warnings": warnings, "about": about(run)}
