@@ -45,8 +45,8 @@ times that quartile.
 """
 PAUSE, SHARE = 100, 10
 """Steps for which a rule is silent after it has spoken; at least one part in so many of the training so far."""
-LONGEST = 300
-"""Characters of other people's text that are shown."""
+TITLE, LONGEST = 63, 300
+"""Characters of a title, as W&B has it; of other people's text that is shown."""
 _KEY = re.compile(r"(\w+)@(\d+):((?:\d+,)*\d+)?")
 
 
@@ -59,7 +59,7 @@ class Alert:
         step: Updates done.
         layers: Whom it is about, the most affected first; empty where it is about no layer.
         value: The number of the first layer: a ratio, a probability, a factor or a count; None where there is none.
-        title: Fewer than 64 characters, as W&B has it.
+        title: At most ``TITLE`` characters.
         text: What happened and what to do.
         level: How bad it is.
     """
@@ -118,7 +118,7 @@ def due_alerts(facts: Facts, told: Iterable[str]) -> tuple[Alert, ...]:
             title, text = rule.words(facts, first, found[first])
             others = f" Likewise layer {', '.join(map(str, layers[1:]))}." if layers[1:] else ""
             title, text = f"{subject}: {title}, step {step:,}", f"At step {step:,} {text}{others} {rule.advice}"
-            alerts.append(Alert(rule.name, step, layers, float(found[first]), title, text, rule.level))
+            alerts.append(Alert(rule.name, step, layers, float(found[first]), title[:TITLE], text, rule.level))
     return tuple(alerts)
 
 
@@ -178,11 +178,11 @@ def _coming(bound: float, facts: Facts, since: int) -> dict[int, float]:
 
 def _coming_words(bound: float, facts: Facts, layer: int, value: float) -> tuple[str, str]:
     crossing = facts.forecast[layer - 1]["crossings"][f"{bound:g}"]
-    when = " to ".join(number(None if crossing[end] is None else round(crossing[end])) for end in ("low", "high"))
+    when = " to ".join(_step(crossing[end]) for end in ("low", "high"))
     return (
         f"ratio will pass {bound:,}",
         f"the ratio of layer {layer} is {number(float(facts.ratios[layer - 1, -1]))}; it will pass {bound:,} with a "
-        f"probability of {value:.0%}, about step {number(round(crossing['step']))} (80 %: {when}).",
+        f"probability of {value:.0%}, about step {_step(crossing['step'])} (80 %: {when}).",
     )
 
 
@@ -220,7 +220,7 @@ def _spoilt(facts: Facts, since: int) -> dict[int, float]:
 
 
 def _spoilt_words(facts: Facts, layer: int, value: float) -> tuple[str, str]:
-    return "NaN or infinite activations", f"{value:,.0f} activations of the probe are NaN or infinite in layer {layer}."
+    return "NaN or infinite", f"{value:,.0f} activations of the probe are NaN or infinite in layer {layer}."
 
 
 def _behind(facts: Facts, since: int) -> dict[int, float]:
@@ -231,13 +231,17 @@ def _behind(facts: Facts, since: int) -> dict[int, float]:
 
 def _behind_words(facts: Facts, layer: int, value: float) -> tuple[str, str]:
     peak = facts.forecast[layer - 1]["peak"]
-    when = " to ".join(number(round(peak[end])) for end in ("low", "high"))
+    when = " to ".join(_step(peak[end]) for end in ("low", "high"))
     now = number(float(facts.ratios[layer - 1, -1]))
     return (
         "peak passed",
-        f"the ratio of layer {layer} has passed its peak, {number(value)} about step {number(round(peak['step']))} "
+        f"the ratio of layer {layer} has passed its peak, {number(value)} about step {_step(peak['step'])} "
         f"(80 %: {when}), and is {now} now.",
     )
+
+
+def _step(step: float | None) -> str:
+    return number(None if step is None else round(step))
 
 
 def _largest_first(found: dict[int, float]) -> dict[int, float]:
@@ -284,6 +288,6 @@ _RULES = (
         "info",
         _behind,
         _behind_words,
-        "Nothing needs to be done: later checkpoints have smaller massive activations in it.",
+        "Nothing needs to be done: later checkpoints have smaller massive activations in this layer.",
     ),
 )

@@ -130,6 +130,15 @@ def test_wandb_offline(call: Call, short_run: Path, offline: Path) -> None:
     assert [record["exit"]["exit_code"] for record in records if record["type"] == "exit"] == [0]
 
 
+def test_a_name_that_could_do_harm(call: Call, tmp_path: Path, offline: Path) -> None:
+    path = make_run(tmp_path / "run", name="<b>\x1b[2J\u202e" + "x" * 10_000, steps=SHORT[:2])
+    assert call("log", path, "--to", "wandb", "--dir", offline).code == 0
+    (file,) = offline.rglob("*.wandb")
+    name = "<b>\\x1b[2J\\u202e".ljust(128, "x")
+    assert name.encode() in file.read_bytes()
+    assert (name + "x").encode() not in file.read_bytes()
+
+
 def test_wandb_that_refuses(
     refused: Callable[..., str], short_run: Path, offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ma_monitor.sinks.alerts import BOUNDS, PAUSE, Alert, Facts, due_alerts, probe_failed, told_in
 
-TITLE = 64
+LIMIT = 64
 """W&B's limit: titles must be shorter."""
 LAYERS = 4
 END = 10_000
@@ -180,11 +180,19 @@ def test_keys_and_titles(step: int, ratios: list[float], noise: list[str]) -> No
     """Every key is one word that is found again at the beginning of a message; whatever is no key changes nothing."""
     alerts = due_alerts(facts(ratios, step=step), noise)
     for alert in alerts:
-        assert len(alert.title) < TITLE
+        assert len(alert.title) < LIMIT
         assert told_in([f"{alert.key} {alert.title}", *noise])[0] == alert.key
     assert due_alerts(facts(ratios, step=step), [*noise, *(alert.key for alert in alerts)]) == ()
     expected = [bound for bound in BOUNDS if max(ratios) >= bound]
     assert [alert.rule for alert in alerts] == [f"past_{bound}" for bound in expected]
+
+
+def test_titles_stay_short_whatever_comes() -> None:
+    ratios = np.ones((120, 20)) * 1e-9
+    ratios[:, -1] = 1e11
+    alerts = due_alerts(facts(ratios, step=10**9, not_finite=dict.fromkeys(range(1, 121), 1)), [])
+    assert {alert.rule for alert in alerts} == {"past_100", "past_1000", "jump", "not_finite"}
+    assert all(len(alert.title) < LIMIT for alert in alerts)
 
 
 def slow_reference(ratios: NDArray[np.float64], steps: NDArray[np.int64]) -> list[tuple[int, set[int]]]:
