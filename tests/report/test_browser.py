@@ -154,12 +154,12 @@ def test_controls(show: Show, run: Run) -> None:
         "() => echarts.getInstanceByDom(document.querySelector('[data-chart=trajectories]')).getOption().series.length"
     )
     before = tab.evaluate(count)
-    tab.get_by_label("second and third").check()
+    tab.locator("[data-set=ranks]").check()
     assert tab.evaluate(count) == before + 3 * 2
-    tab.get_by_label("fit", exact=True).uncheck()
+    tab.locator("[data-set=fit]").uncheck()
     assert tab.evaluate(count) == before + 3 * 2 - 3
-    tab.get_by_label("Steps").select_option("log")
-    tab.get_by_label("Forecast made at").select_option("0")
+    tab.locator("[data-set=x]").select_option("log")
+    tab.locator("[data-set=origin]").select_option("0")
     tab.locator("[data-set=map]").select_option("2")
     scrolled(tab, "map")
 
