@@ -26,17 +26,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestRegressor
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from xgboost import XGBRegressor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ma_monitor.analysis import fit_run
 from ma_monitor.architecture import parameters
-from ma_monitor.architecture.features import Shape, layer_features, shape_of
+from ma_monitor.architecture.features import FEATURES, Shape, layer_features, shape_of
 from ma_monitor.architecture.prediction import prior
 from ma_monitor.architecture.predictor import PACKAGED as PREDICTOR
 from ma_monitor.architecture.predictor import (
@@ -109,7 +110,7 @@ def pack(folders: Sequence[Path]) -> None:
                 values = fit.to_dict()
                 cells = [f"{values[c]:.5g}" if isinstance(values[c], float) else values[c] for c in columns]
                 out.writerow((name, number, *cells))
-    save_predictor(fit_predictor(trainings), PREDICTOR)
+    save_predictor(fit_predictor([one for one in trainings if one.kind == "gpu"]), PREDICTOR)
     for file in (SWEEP, PREDICTOR, SWEEP.with_name("parameters.csv")):
         print(f"{file.name}: {file.stat().st_size:,} bytes")
     grown = [bool((one.ratios[:, -1] >= 5 * one.ratios[:, 0]).any()) for one in trainings]
@@ -204,7 +205,7 @@ class HeldOut:
 
 
 def hold_out(trainings: Sequence[Training], also: Sequence[Training] = ()) -> HeldOut:
-    """Predicts each training from those of other shapes (and from others that are never scored), kernel chosen anew."""
+    """Predicts each training from those of other shapes (and from others that are never scored), calibrated anew."""
     table = make_table(trainings)
     predicted = {way: np.empty_like(table.values) for way in ("mean at the same relative depth", "predictor")}
     low, high = np.empty_like(table.values), np.empty_like(table.values)
@@ -228,7 +229,7 @@ def mean_at_depth(others: Sequence[Training], table: Table, rows: NDArray[Any]) 
     for one in others:
         depth = np.arange(1, one.shape.layers + 1) / one.shape.layers
         profile = log_trajectories(one).T
-        at = table.places[rows, 0] / 2  # the first column is twice the relative depth
+        at = table.features[rows, FEATURES.index("layer position")]
         values = np.stack([np.interp(at, depth, column) for column in profile], axis=1)
         groups.setdefault(json.dumps(one.shape.to_dict()).encode(), []).append(values)
     return np.mean([np.mean(values, axis=0) for values in groups.values()], axis=0)
@@ -237,7 +238,7 @@ def mean_at_depth(others: Sequence[Training], table: Table, rows: NDArray[Any]) 
 WAYS = {
     "ridge": lambda: Ridge(10.0),
     "random forest": lambda: RandomForestRegressor(100, min_samples_leaf=2, max_features=0.5, random_state=0),
-    "XGBoost": lambda: XGBRegressor(n_estimators=60, max_depth=3, learning_rate=0.1, subsample=0.7, n_jobs=1),
+    "Gaussian process": lambda: GaussianProcessRegressor(RBF(5.0) + WhiteKernel(0.1), normalize_y=True),
 }
 
 

@@ -30,8 +30,6 @@ from ma_monitor.numerics.forecast import Asymptote, Crossing, Forecast, LayerFor
 
 Floats = NDArray[np.float64]
 
-PATHS = 48
-"""Whole trajectories from which peaks, asymptotes and crossings are told."""
 THRESHOLDS = (100.0, 1000.0)
 INTERVAL = np.array([0.1, 0.5, 0.9])
 FARTHEST = 20.0
@@ -101,8 +99,8 @@ def predict(
     recipe, clock = recipe_of(rates), learning_rate_clock(rates)
     steps = np.nan_to_num(clock.step(TIMES * clock.time(total)), nan=float(total))
     quantiles = np.exp(teacher.quantiles(shape, recipe))
-    mean, deviation = teacher.moments(shape, recipe)
-    paths = mean[:, None] + deviation[:, None] * _surprises(teacher)  # [L, PATHS, G]
+    center = teacher.center(shape, recipe)
+    paths = center[:, None] + teacher.scale(shape, recipe) * teacher.surprises  # [L, PATHS, G]
     settled = fit_curves(TIMES, np.exp(paths).reshape(-1, TIMES.size)).K.reshape(paths.shape[:2])
     grid = np.rint(steps).astype(np.int64)
     layers = tuple(
@@ -120,7 +118,7 @@ def predict(
         )
         for row, number in enumerate(range(1, shape.layers + 1))
     )
-    distance, usual = _familiarity(teacher, shape, recipe)
+    distance, usual = teacher.familiarity(shape, recipe)
     warnings = _warnings(teacher, shape, recipe, distance, usual)
     return Prediction(shape, Forecast(0, "learning_rate", layers), distance, usual, warnings)
 
@@ -144,13 +142,6 @@ def _rates(teacher: Predictor, total_steps: int, lr: ArrayLike | None) -> Floats
             f"{rates.shape}; give the rate of every update and of the end"
         )
     return rates
-
-
-def _surprises(teacher: Predictor) -> Floats:
-    """Errors of held-out rows as whole trajectories, in standard deviations, each shape alike often: ``[PATHS, G]``."""
-    shares = np.cumsum(teacher.weights)
-    chosen = np.searchsorted(shares, (np.arange(PATHS) + 0.5) / PATHS * shares[-1])
-    return np.asarray(teacher.surprises[chosen])
 
 
 def _peak(paths: Floats, steps: Floats) -> Peak:
@@ -189,19 +180,12 @@ def _crossing(paths: Floats, steps: Floats, threshold: float) -> Crossing:
     return Crossing(float(reached.mean()), middle, low, high)
 
 
-def _familiarity(teacher: Predictor, shape: Shape, recipe: Recipe) -> tuple[float, float]:
-    """Distance from the nearest shape learned from, and the largest such distance among those themselves."""
-    among = teacher.distances(teacher.models)
-    np.fill_diagonal(among, np.inf)
-    return float(teacher.distances(coordinates(shape, recipe)[None]).min()), float(among.min(axis=1).max())
-
-
 def _warnings(teacher: Predictor, shape: Shape, recipe: Recipe, distance: float, usual: float) -> tuple[str, ...]:
     """What makes a prediction doubtful: coordinates outside of what was seen, and a far shape."""
     out = []
     place = coordinates(shape, recipe)
     for name, value, low, high in zip(
-        OF_MODEL, place, teacher.models.min(axis=0), teacher.models.max(axis=0), strict=True
+        OF_MODEL, place, teacher.shapes.min(axis=0), teacher.shapes.max(axis=0), strict=True
     ):
         tolerance = 0.05
         if not low - tolerance <= value <= high + tolerance:

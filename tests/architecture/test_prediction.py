@@ -86,10 +86,6 @@ def test_familiar_and_strange_shapes(predictor: Predictor, sweep: list[Training]
     assert f"the nearest is {huge.distance:.1f} standard deviations away" in words
     middle = predict(replace(SHAPE, rotary_share=0.5), TOTAL, LR, predictor)
     assert middle.warnings == (), "a share between those seen"
-    deviations = [
-        predictor.moments(shape, recipe_of(LR))[1].max() for shape in (sweep[0].shape, make_shape(48, 4096, 32))
-    ]
-    assert deviations[1] > 1.5 * deviations[0], "far away it is less sure"
 
 
 def paths(*rows: list[float]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

@@ -71,7 +71,7 @@ def test_words(call: Call, folder: Path) -> None:
     result = call("predict", folder, "--compare", "heads=2", "--steps", 3000)
     lines = result.out.splitlines()
     assert lines[0].startswith("3 layers x 128, 4 heads, MLP 512, vocabulary 2,048, ")
-    assert f"learned from {len(packaged().models)} shapes" in lines[1]
+    assert f"learned from {len(packaged().shapes)} shapes" in lines[1]
     assert lines[3].split("  ")[0] == "layer"
     assert [line.split()[0] for line in lines[4:7]] == ["1", "2", "3"]
     assert lines[8].startswith("what if")
