@@ -101,7 +101,7 @@ def _panel(
         ends = [place(float(end or 0), 1.0)[0] for end in (peak.low, peak.high)]
         draw.line((ends[0], y, ends[1], y), fill=_ORANGE, width=2 * _FINE)
         draw.regular_polygon((x, y, _DIAMOND * _FINE), 4, rotation=45, fill=_ORANGE)
-    return panel.resize((_PANEL, _HEIGHT), Image.Resampling.LANCZOS)
+    return panel.reduce(_FINE)
 
 
 def _frame(draw: ImageDraw.ImageDraw, left: int, title: str, first: int, last: int) -> None:

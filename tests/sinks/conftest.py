@@ -38,9 +38,10 @@ class WandbFile:
 
 @dataclass
 class Tag:
-    """One tag of an event file: plugin, steps and tensors."""
+    """One tag of an event file: plugin and what it was given first, steps and tensors."""
 
     plugin: str = ""
+    content: bytes = b""
     steps: list[int] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
 
@@ -93,6 +94,7 @@ def read_events() -> Callable[[Path], dict[str, Tag]]:
             for value in event.summary.value:
                 tag = tags.setdefault(value.tag, Tag())
                 tag.plugin = value.metadata.plugin_data.plugin_name or tag.plugin
+                tag.content = tag.content or value.metadata.plugin_data.content
                 tag.steps.append(event.step)
                 tag.values.append(tensor_util.make_ndarray(value.tensor))
         return tags

@@ -43,6 +43,8 @@ def test_what_the_callback_measured_is_what_the_reporters_show(
         # TensorBoard keeps float32
         np.testing.assert_array_equal(np.ravel(tag.values), run.ratios()[layer - 1].astype(np.float32))
     assert tags["ma/heatmap"].steps[-1] == STEPS
+    assert tags["ma/fan"].steps == tags["ma/heatmap"].steps[:-1], "at the end nothing is ahead"
+    assert tags["_hparams_/session_start_info"].plugin == "hparams"
     forecast = callback.forecast()
     assert forecast is not None
     ends = [layer.end[3] for layer in forecast.layers if layer.end is not None]

@@ -128,6 +128,7 @@ def test_keys_of_a_large_model(
 ) -> None:
     """Every value of 36 layers is found again, under no more keys than a person can look through."""
     import wandb
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     t = np.arange(10)
     ratios = np.stack([5 + (40 + 30 * layer) * np.log1p(t) * np.exp(-0.1 * t) for layer in range(36)])
@@ -154,8 +155,11 @@ def test_keys_of_a_large_model(
         np.testing.assert_array_equal(np.ravel(tags[key].values), row[known].astype(np.float32))
     assert content.summary["ma_monitor/largest_ratio"] == measured_ratios[np.isfinite(measured_ratios)].max()
     assert sum(int(words.split()[0]) for words in content.summary["ma_monitor/classes"].split(", ")) == 36
-    (session,) = tags["_hparams_/session_start_info"].values
-    assert session is not None
+    session = HParamsPluginData.FromString(tags["_hparams_/session_start_info"].content).session_start_info
+    assert session.hparams["ma_monitor/layers"].number_value == 36
+    assert session.hparams["ma_monitor/model"].string_value == "tiny"
+    experiment = HParamsPluginData.FromString(tags["_hparams_/experiment"].content).experiment
+    assert {info.name.tag for info in experiment.metric_infos} == {"ma/max_ratio", "ma/forecast/max_end"} <= set(tags)
 
 
 def test_a_resumed_training_goes_on_in_the_same_runs(
@@ -284,6 +288,7 @@ def test_other_peoples_words_are_shown_as_text(
 ) -> None:
     import wandb
     from tensorboard.plugin_util import markdown_to_safe_html
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     with made_run(tmp_path / "run", np.full((2, 3), 5.0), name=HOSTILE) as run:
         sinks = [WandbSink(wandb.init(project="tests")), TensorBoardSink.to_directory(tmp_path / "tb")]
@@ -299,6 +304,8 @@ def test_other_peoples_words_are_shown_as_text(
     assert "\\x1b[2J" in name
     assert "\u05e9\u05dc\u05d5\u05dd" in name
     ((_, text, _),) = content.alerts
+    session = HParamsPluginData.FromString(tags["_hparams_/session_start_info"].content).session_start_info
+    assert session.hparams["ma_monitor/model"].string_value == name
     for words in (name, text):
         assert words.isprintable()
         assert len(words) <= 2 * LONGEST
