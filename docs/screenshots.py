@@ -2,9 +2,9 @@
 
     python docs/screenshots.py [--all FOLDER] [--run RUN]
 
-Writes ``images/report-*.png`` for README: the page of the packaged training as it was at 40 % of its way. With
-``--all`` also whole pages, at desktop and telephone width, light and dark, of that, of the finished training and of
-``--run``. Needs playwright and Chromium (``$CHROMIUM``, or ``chromium`` on the path), and Pillow to make files small.
+Writes ``images/report*.png`` for README: the page of the packaged training as it was at 40 % of its way, and at its
+end with the forecast that was made at 40 %. With ``--all`` also whole pages of both and of ``--run``, at desktop and
+telephone width, light and dark. Needs playwright and Chromium (``$CHROMIUM``, or ``chromium`` on the path).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, browser() as chromium:
         young, finished = recorded(Path(folder), SEEN), recorded(Path(folder), 1.0)
-        for_readme(chromium, page_of(young))
+        for_readme(chromium, page_of(young), page_of(finished))
         if args.all is not None:
             args.all.mkdir(parents=True, exist_ok=True)
             runs = {"young": young, "finished": finished, **({"run": Path(args.run)} if args.run else {})}
@@ -54,17 +54,16 @@ def main() -> None:
                 whole_pages(chromium, page_of(run), args.all / name)
 
 
-def for_readme(chromium: Browser, page: Path) -> None:
-    """Three pictures: the overview on a desk, the heat map in the dark, and both on a telephone."""
-    views: tuple[tuple[str, Any, str, str], ...] = (
-        ("report", DESKTOP, "light", "h1"),
-        ("report-dark", {"width": 1280, "height": 900}, "dark", "[data-chart=map]"),
-        ("report-phone", PHONE, "dark", "h1"),
-    )
-    for name, size, scheme, first in views:
-        with opened(chromium, page, size, scheme) as tab:
-            tab.evaluate("first => scrollTo(0, document.querySelector(first).getBoundingClientRect().top - 60)", first)
-            save(tab.screenshot(), IMAGES / f"{name}.png")
+def for_readme(chromium: Browser, young: Path, finished: Path) -> None:
+    """Three pictures: the overview on a desk and on a telephone, and in the dark a forecast under what came."""
+    with opened(chromium, young, DESKTOP, "light") as tab:
+        save(tab.screenshot(), IMAGES / "report.png")
+    with opened(chromium, young, PHONE, "dark") as tab:
+        save(tab.screenshot(), IMAGES / "report-phone.png")
+    with opened(chromium, finished, {"width": 1280, "height": 990}, "dark") as tab:
+        tab.locator("[data-set=origin]").select_option("2")
+        tab.locator(".trajectories").evaluate("section => section.scrollIntoView()")
+        save(tab.screenshot(), IMAGES / "report-dark.png")
 
 
 def whole_pages(chromium: Browser, page: Path, stem: Path) -> None:
@@ -122,13 +121,12 @@ def opened(chromium: Browser, page: Path, size: Any, scheme: Any) -> Iterator[Pa
 
 
 def save(picture: bytes, path: Path) -> None:
-    """Writes a picture in 256 colours.
+    """Writes a picture.
 
     Raises:
         ValueError: If the file is too large for README.
     """
-    image = Image.open(io.BytesIO(picture)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    image.save(path, optimize=True)
+    Image.open(io.BytesIO(picture)).convert("RGB").save(path, optimize=True)
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} must have at most {LARGEST} bytes, has {path.stat().st_size}; show less of the page")
 
