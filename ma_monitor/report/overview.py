@@ -100,7 +100,7 @@ def _whither(rows: Sequence[dict[str, Any]], now: int, end: int | None) -> tuple
         f"Layer {row['layer']} passes {MASSIVE:g} near step {step:,.0f} ({percent(probability)} likely)."
         for row in rows
         for probability, step in filter(None, [row["passes"]])
-        if probability >= LIKELY and row["now"] and row["now"] < MASSIVE
+        if probability >= LIKELY and step > now
     ]
     key = f"Layer {top['layer']}: {number(top['now'])} → {top['end_words']}"
     return key, " ".join([f"The largest at {until}, with its 80 % band.", *passing[:3], *peaks, told])

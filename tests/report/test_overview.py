@@ -37,7 +37,7 @@ def test_whither() -> None:
     rows = [
         row(1, 5.0, passes=(0.49, 300.0)),
         row(2, 60.0, passes=(0.5, 301.4)),
-        row(3, 120.0, passes=(1.0, 20.0), heading="falling", middle=90.0),
+        row(3, 60.0, passes=(1.0, 20.0), heading="falling", middle=90.0),
         row(4, 30.0, peak=280.0),
         row(5, 30.0, peak=240.0, passes=None),
     ]

@@ -127,7 +127,8 @@
     const top = drawn.ratios[byRatio[0] - 1], highest = extent(top)[1];
     const half = drawn.steps[top.findIndex((v) => v >= highest / 2)];
     const late = half > 0.08 * drawn.steps.at(-1); // what happens early would be a wall on an even axis
-    const state = { x: late ? "linear" : "log", origin: -1, ranks: false, fit: true, map: 0, ...kept.read("state " + id, {}) };
+    const ahead = live && now > 0.1 * (drawn.future.at(-1) ?? Infinity); // and what is to come a sliver on the other
+    const state = { x: late || ahead ? "linear" : "log", origin: -1, ranks: false, fit: true, map: 0, ...kept.read("state " + id, {}) };
     let chosen = kept.read("layers " + id, byRatio.slice(0, CHOSEN)).filter((layer) => layer <= many);
     const charts = new Map();
     const colour = (layer) => hue(Math.max(chosen.indexOf(layer), 0));
