@@ -27,7 +27,7 @@ PIPED, WIDE, TIGHT = 130, 108, 70
 """Widths: where there is no terminal; from which everything fits; what all but classes and trajectories takes."""
 ALERTS = 5
 """Alerts shown, the latest, a line each."""
-AROUND = 8
+AROUND = 6
 """Other lines that are not the table's rows."""
 LONGEST = 200
 """Characters of other people's text that are shown."""

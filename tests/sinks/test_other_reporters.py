@@ -1,9 +1,10 @@
-"""MLflow and trackio, where they are installed: what a real Trainer's callback leaves in their own stores."""
+"""MLflow, trackio and Comet, where they are installed: what a real Trainer's callback leaves in their own stores."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,24 @@ def test_trackio_with_its_local_store(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [row[key] for row in ours] == run.ratios()[0].tolist()
     assert [row["train/global_step"] for row in ours] == DUE
     assert [row["train/global_step"] for row in rows if "train/loss" in row] == LOGGED
+
+
+@pytest.mark.skipif(not find_spec("comet_ml"), reason="comet_ml is not installed")
+@pytest.mark.filterwarnings(ANYTHING)
+def test_comet_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"COMET_START_ONLINE": "0", "COMET_OFFLINE_DIRECTORY": str(tmp_path / "store")}
+    for name, value in (settings | {"COMET_API_KEY": "none", "COMET_DISABLE_AUTO_LOGGING": "1"}).items():
+        monkeypatch.setenv(name, value)
+    run = trained(tmp_path / "out", "comet_ml")
+
+    import comet_ml
+
+    comet_ml.end()
+    (file,) = (tmp_path / "store").glob("*.zip")
+    with zipfile.ZipFile(file) as store:
+        records = [json.loads(line) for line in store.read("messages.json").decode().splitlines()]
+    metrics = [record["payload"]["metric"] for record in records if record["type"] == "metric_msg"]
+    ours = [metric for metric in metrics if metric["metricName"] == "train/ma/ratio/layer_01"]
+    assert [metric["step"] for metric in ours] == DUE
+    assert [float(metric["metricValue"]) for metric in ours] == run.ratios()[0].tolist()
+    assert [metric["step"] for metric in metrics if metric["metricName"] == "train/loss"] == LOGGED
