@@ -389,7 +389,7 @@ def make_plan(schedule: Any, total_steps: int | None, batch: int | None, *, from
     from ma_monitor.schedule import planned_rates
 
     planned = planned_rates(schedule, total_steps)
-    return Plan(from_step, total_steps, planned.lr, batch, planned.schedule)
+    return Plan(from_step, total_steps, planned.lr, batch, planned.schedule, planned.held)
 
 
 def _versions() -> dict[str, str]:

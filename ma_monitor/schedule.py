@@ -53,10 +53,12 @@ class Rates:
     Attributes:
         lr: ``lr[s]`` for s = 0 … planned end, ``[total_steps + 1]``; None where it is not known.
         schedule: The schedule in words, with what had to be assumed.
+        held: Whether rates to come are not known, and a known one is held in their place.
     """
 
     lr: NDArray[np.float64] | None
     schedule: str
+    held: bool = False
 
 
 def planned_rates(schedule: object, total_steps: int | None, optimizer: object = None) -> Rates:
@@ -218,8 +220,8 @@ def _trainer_state(state: dict[str, Any], total_steps: int | None, path: Path) -
     total = total_steps or int(state.get("max_steps", 0)) or None
     lr = _interpolated(points, total, str(path))
     last = int(max(points)) + 1
-    words = f"from {path.name}, interpolated" + (f"; held after step {last}" if last < lr.size - 1 else "")
-    return Rates(lr, words)
+    held = last < lr.size - 1
+    return Rates(lr, f"from {path.name}, interpolated" + (f"; held after step {last}" if held else ""), held)
 
 
 def _csv(path: Path, total_steps: int | None) -> Rates:
@@ -271,7 +273,7 @@ def _held(optimizer: object, total_steps: int | None, why: str) -> Rates:
         ) from error
     if total_steps is None or not (math.isfinite(rate) and rate > 0):
         return Rates(None, f"{why}; present rate {rate:g}")
-    return Rates(np.full(total_steps + 1, rate), f"{why}: the present rate {rate:g} is held")
+    return Rates(np.full(total_steps + 1, rate), f"{why}: the present rate {rate:g} is held", held=True)
 
 
 def _steps_per_update(schedule: object) -> int:

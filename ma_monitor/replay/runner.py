@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -31,6 +32,8 @@ from ma_monitor.sinks.base import Sink
 if TYPE_CHECKING:
     from ma_monitor.measure.probe import Probe
 
+PYTHIA = re.compile(r"EleutherAI/pythia-[\d.]+[mb](-deduped|-seed\d)?")
+"""Hub ids of trainings of one known schedule; the first versions (``-v0``) had others."""
 Progress = Callable[[int, int, str], None]
 """Told how many of how many checkpoints are done, and the name of the next (empty at the end)."""
 
@@ -227,10 +230,20 @@ class _Replay:
                 if (folder / "trainer_state.json").is_file():
                     rates = planned_rates(folder / "trainer_state.json", None)
                     total = None if rates.lr is None else len(rates.lr) - 1
-                    return (Plan(0, total, rates.lr, None, rates.schedule),)
+                    return (Plan(0, total, rates.lr, None, rates.schedule, rates.held),)
         except (SourceError, StoreError, ConfigError) as error:
             self.problems.append(f"the learning-rate schedule is taken as unknown: {error}")
-        return ()
+            return ()
+        return (pythias_plan(),) if PYTHIA.fullmatch(self.source.name) else ()
+
+
+def pythias_plan() -> Plan:
+    """How every Pythia was trained, its rates relative to the highest (Biderman et al. 2023, arXiv:2304.01373).
+
+    143,000 updates of 1,024 sequences; a warm-up over 1 % of them, then a cosine to 10 %.
+    """
+    rates = planned_rates("cosine:warmup=.01,floor=.1", 143_000)
+    return Plan(0, 143_000, rates.lr, 1024, f"Pythia's: {rates.schedule}")
 
 
 @contextmanager

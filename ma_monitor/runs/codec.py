@@ -55,6 +55,8 @@ def encode_rewind(step: int) -> bytes:
 def encode_plan(plan: Plan) -> bytes:
     """The payload of a plan."""
     words = {"total_steps": plan.total_steps, "batch": plan.batch, "schedule": plan.schedule, "lr": plan.lr is not None}
+    if plan.held:
+        words["held"] = True
     text = json.dumps(words).encode()
     lr = np.empty(0) if plan.lr is None else plan.lr
     rates = zlib.compress(_planes(lr, "<f8"), _COMPRESSION)
@@ -117,6 +119,7 @@ def decode_plan(payload: bytes) -> Plan:
         lr=lr if words["lr"] else None,
         batch=words["batch"],
         schedule=words["schedule"],
+        held=words.get("held", False),
     )
 
 

@@ -149,6 +149,7 @@ class Plan:
         lr: ``lr[s]``, rate of the update from s to s + 1 for s = 0 … planned end; None where unknown.
         batch: Sequences per update, None where unknown.
         schedule: The schedule in words, such as ``cosine`` or ``from trainer_state.json``.
+        held: Whether rates to come are not known, and a known one is held in their place: a forecast is less sure.
     """
 
     from_step: int
@@ -156,10 +157,12 @@ class Plan:
     lr: NDArray[np.float64] | None
     batch: int | None
     schedule: str
+    held: bool = False
 
     def same_as(self, other: Plan) -> bool:
         """Whether both plan the same future, whenever they came into force."""
         same_lr = (self.lr is None) == (other.lr is None) and (
             self.lr is None or other.lr is None or np.array_equal(self.lr, other.lr)
         )
-        return same_lr and self.total_steps == other.total_steps and self.batch == other.batch
+        mine, theirs = ((plan.total_steps, plan.batch, plan.held) for plan in (self, other))
+        return same_lr and mine == theirs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from transformers import GPTNeoXForCausalLM
 from ma_monitor.config import MonitorConfig
 from ma_monitor.measure.probe import Probe
 from ma_monitor.monitor import Monitor
+from ma_monitor.replay.hub import hub_source
 from ma_monitor.replay.runner import replay
 from ma_monitor.replay.sources import folder_source
 from ma_monitor.runs.records import Plan
 from ma_monitor.runs.store import Run
 from ma_monitor.sinks.base import MemorySink
+from tests.replay.loopback import LoopbackHub
 from tests.replay.makers import STEPS, save_model
 
 
@@ -178,3 +181,34 @@ def test_a_useless_trainer_state_is_named_and_does_no_harm(
     assert result.measured == STEPS
     (problem,) = result.problems
     assert problem.startswith("the learning-rate schedule is taken as unknown: ")
+
+
+@pytest.mark.parametrize(
+    "repo", ["EleutherAI/pythia-14m", "EleutherAI/pythia-1.4b-deduped", "EleutherAI/pythia-70m-v0"]
+)
+def test_pythias_known_schedule_is_taken_for_its_hub_ids(
+    repo: str, hub: LoopbackHub, checkpoints: Path, tmp_path: Path, probe: Probe
+) -> None:
+    """Against the formula in its own words; the first versions (v0) were trained otherwise."""
+    for step in STEPS:
+        hub.put(repo, f"step{step}", checkpoints / f"checkpoint-{step}")
+
+    replay(hub_source(repo, "all"), probe, None, tmp_path / "run")
+
+    (plan,) = Run.open(tmp_path / "run").plans
+    if repo.endswith("v0"):
+        assert plan.schedule == "unknown"
+        return
+    assert (plan.from_step, plan.total_steps, plan.batch, plan.held) == (0, 143_000, 1024, False)
+    assert plan.schedule == "Pythia's: cosine:warmup=.01,floor=.1"
+    assert plan.lr is not None
+    for step in (0, 1, 700, 1430, 5000, 143_000 - 1, 143_000):
+        fall = 0.1 + 0.9 * (1 + math.cos(math.pi * (step - 1430) / (143_000 - 1430))) / 2
+        assert plan.lr[step] == pytest.approx(step / 1430 if step < 1430 else fall, rel=1e-12)
+
+
+def test_a_held_rate_is_said_to_be_held(trained: Path, tmp_path: Path, probe: Probe) -> None:
+    """The Trainer's last row is of step 60; how its rate goes on until step 80 is not written anywhere."""
+    replay(folder_source(trained), probe, None, tmp_path / "run")
+    (plan,) = Run.open(tmp_path / "run").plans
+    assert plan.held

@@ -49,7 +49,7 @@ def bits(m: Measurements) -> tuple[Any, ...]:
 
 def plan_bits(plan: Plan) -> tuple[Any, ...]:
     lr = None if plan.lr is None else (plan.lr.dtype.str, plan.lr.tobytes())
-    return (plan.from_step, plan.total_steps, lr, plan.batch, plan.schedule)
+    return (plan.from_step, plan.total_steps, lr, plan.batch, plan.schedule, plan.held)
 
 
 def any_floats(shape: tuple[int, ...]) -> st.SearchStrategy[NDArray[np.float64]]:

@@ -39,11 +39,12 @@ def test_every_bit_of_a_measurement_comes_back(m: Measurements) -> None:
     lr=st.none() | st.integers(0, 9).flatmap(lambda size: any_floats((size,))),
     batch=st.none() | st.integers(1, 2**40),
     words=st.text(),
+    held=st.booleans(),
 )
 def test_every_bit_of_a_plan_comes_back(
-    step: int, total: int | None, lr: np.ndarray | None, batch: int | None, words: str
+    step: int, total: int | None, lr: np.ndarray | None, batch: int | None, words: str, held: bool
 ) -> None:
-    plan = Plan(step, total, lr, batch, words)
+    plan = Plan(step, total, lr, batch, words, held)
     payload = encode_plan(plan)
     assert kind_and_step(payload) == (PLAN, step)
     assert plan_bits(decode_plan(payload)) == plan_bits(plan)

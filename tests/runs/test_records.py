@@ -51,6 +51,12 @@ def test_plans_are_the_same_whenever_they_came_into_force() -> None:
     assert plan.same_as(replace(plan, schedule="in other words"))
     without = replace(plan, lr=None)
     assert without.same_as(replace(without, from_step=3))
-    for other in (without, make_plan(peak=2e-3), replace(plan, total_steps=None), replace(plan, batch=9)):
+    for other in (
+        without,
+        make_plan(peak=2e-3),
+        replace(plan, total_steps=None),
+        replace(plan, batch=9),
+        replace(plan, held=True),
+    ):
         assert not plan.same_as(other)
         assert not other.same_as(plan)
