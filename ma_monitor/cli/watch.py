@@ -172,12 +172,12 @@ def _evenly(steps: Any, row: Any) -> list[float]:
 
 
 def _seconds_left(source: Run, step: int | None, total: int | None, measured: float) -> float | None:
-    """From the pace since the run was last begun or resumed."""
+    """From the pace since the run was last begun or resumed; None where that is not known."""
     lives = [event for event in source.events if event.kind in ("opened", "resumed")]
-    if step is None or total is None or not lives or step >= total:
+    begun = re.match(r"created|from step (\d+)", lives[-1].message) if lives else None
+    if step is None or total is None or begun is None or step >= total:
         return None
-    start = re.match(r"from step (\d+)", lives[-1].message)
-    done = step - (int(start.group(1)) if start else 0)
+    done = step - int(begun.group(1) or 0)
     spent = measured - datetime.fromisoformat(lives[-1].time).timestamp()
     return spent / done * (total - step) if done > 0 and spent > 0 else None
 
@@ -239,17 +239,10 @@ def _progress(snapshot: Snapshot, now: float, width: int) -> RenderableType:
     if not snapshot.total:
         return Text(f"step {snapshot.step:,}, {ago}")
     share = min(snapshot.step / snapshot.total, 1.0)
-    end = (
-        "done"
-        if snapshot.over
-        else f"{_duration(snapshot.left)} left"
-        if snapshot.left is not None
-        else "time left unknown"
-    )
-    words = Text(f"step {snapshot.step:,} of {snapshot.total:,} ({share:.0%}), {end}, {ago}")
-    return Columns(
-        [ProgressBar(total=snapshot.total, completed=snapshot.step, width=max(min(30, width - 60), 5)), words]
-    )
+    left = "time left unknown" if snapshot.left is None else f"{_duration(snapshot.left)} left"
+    done = f"step {snapshot.step:,} of {snapshot.total:,} ({share:.0%})"
+    bar = ProgressBar(total=snapshot.total, completed=snapshot.step, width=max(min(30, width - 60), 5))
+    return Columns([bar, Text(f"{done}, {'done' if snapshot.over else left}, {ago}")])
 
 
 def _duration(seconds: float) -> str:

@@ -97,6 +97,8 @@ def test_pace_counts_from_the_last_resume(watched: Path) -> None:
     assert snapshot.left is not None
     spent = snapshot.left * (SHORT[-1] - SHORT[-2]) / (TOTAL - SHORT[-1])
     assert 0 < spent < WAIT
+    Run.open(watched, writable=True).close()
+    assert read(watched).left is None, "a life of which no beginning is known has no pace"
 
 
 @pytest.mark.parametrize("name", ["\x1b[2J\x1b]0;title\x07", "[bold red]x[/]" + "\u202egnp" + "y" * 10_000])
