@@ -312,12 +312,13 @@
       }
       chart.setOption({ animation: false, ...options[el.dataset.chart](chart) }, { notMerge: true });
       el.dataset.drawn = "";
+      return chart;
     }
     const redraw = (kinds) => charts.forEach((_, el) => { if (!kinds || kinds.includes(el.dataset.chart)) draw(el); });
     const sight = new IntersectionObserver((entries) => entries.forEach((e) => { if (e.isIntersecting && !charts.has(e.target)) draw(e.target); }), { rootMargin: "300px" });
     $$(".chart", article).forEach((el) => sight.observe(el));
     new ResizeObserver(() => charts.forEach((chart) => chart.resize())).observe(article);
-    addEventListener("beforeprint", () => { if (!article.hidden) $$(".chart", article).forEach(draw); });
+    addEventListener("beforeprint", () => { if (!article.hidden) $$(".chart", article).forEach((el) => draw(el).getZr().refreshImmediately()); });
 
     // ---- what can be chosen
     function choose(layers) {
