@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _PER_LAYER = re.compile(r"(?P<group>.+)/layer_\d+")
+_EVENTS = "events.out.tfevents.*"
 _FORECAST = "ma/forecast/max_end"
 _LARGEST = "ma/max_ratio"
 _CHARTS = {
@@ -80,7 +81,7 @@ class TensorBoardSink:
 
     def _begin(self, step: int) -> None:
         """Takes back what an earlier life of a resumed training wrote into this directory from this step on."""
-        if step > 0 and not self._begun:
+        if step > 0 and not self._begun and len(list(Path(self.writer.log_dir).glob(_EVENTS))) > 1:
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
             file: Any = self.writer.file_writer

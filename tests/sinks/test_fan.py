@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ma_monitor.numerics.forecast import Forecast, LayerForecast, Peak, forecast
+from ma_monitor.numerics.forecast import Forecast, Peak, forecast
 from ma_monitor.sinks import fan as module
 from ma_monitor.sinks.fan import fan
 from ma_monitor.sinks.heatmap import INK, limits
@@ -80,8 +81,7 @@ def test_a_peak_that_is_identified_is_marked() -> None:
     orange = []
     for identified in (False, True):
         peak = Peak(1500.0, float(layer.quantiles[3].max()), 1400.0, 1600.0, identified, 0.9, "ahead")
-        marked = LayerForecast(**{**vars(layer), "peak": peak})
-        picture = drawn(ratios(1), Forecast(made.at, made.clock, (marked,)))
+        picture = drawn(ratios(1), replace(made, layers=(replace(layer, peak=peak),)))
         inside = panel(picture, 0)
         orange.append(np.flatnonzero([len(rows_of(inside, x, module._ORANGE)) for x in range(module._PANEL)]))
     nothing, marks = orange

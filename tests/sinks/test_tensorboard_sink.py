@@ -97,6 +97,19 @@ def test_given_writer_stays_open_and_alone(
     assert tags["ma/max_ratio"].steps == [1]
 
 
+def test_what_others_wrote_at_our_first_step_stays(tmp_path: Path, make_emission: Callable[[int], Emission]) -> None:
+    """Only what an earlier life left in this directory is taken back, and here there was none."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = SummaryWriter(str(tmp_path))
+    writer.add_scalar("loss", 1.0, 7)
+    TensorBoardSink(writer).emit(make_emission(7))
+    writer.close()
+    shown = EventAccumulator(str(tmp_path)).Reload()
+    assert [point.step for point in shown.Scalars("loss")] == [7]
+    assert [point.step for point in shown.Scalars("ma/max_ratio")] == [7]
+
+
 def test_markdown() -> None:
     table = Table(("a|b", "value"), ((None, 3), ("two\nlines", 0.123456), (True, 23456.7), ("x|y", float("nan"))))
     assert markdown(table).splitlines() == [
