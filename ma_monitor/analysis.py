@@ -6,7 +6,7 @@ Live, replayed, resumed and offline use all come through here, which is why they
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,10 +49,15 @@ def refit_due(points: int) -> bool:
 
     A function of the number alone (6, 7, …, 20, 21, 23, 25, …): a resumed or replayed run refits at the same points.
     """
+    return points in refits(points)
+
+
+def refits(points: int) -> Iterator[int]:
+    """How many points there were at every refit of a history that has grown to so many."""
     due = MIN_POINTS
-    while due < points:
+    while due <= points:
+        yield due
         due = max(due + 1, math.ceil(GROWTH * due))
-    return due == points
 
 
 def analyse(run: Run, *, at: int | None = None, compare: bool = False) -> Analysis:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +12,16 @@ import pytest
 
 from ma_monitor.analysis import forecast_run
 from ma_monitor.report.places import places
-from ma_monitor.report.track import SHARES, Record, track_key, track_record, track_words
+from ma_monitor.report.track import (
+    Record,
+    ahead_words,
+    origins,
+    scores,
+    track_document,
+    track_key,
+    track_record,
+    track_words,
+)
 from ma_monitor.runs.store import Run
 from tests.cli.conftest import make_run
 from tests.report.pages import STEPS, make_page_run, ratios
@@ -24,28 +35,35 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return make_page_run(tmp_path_factory.mktemp("record") / "run", values=VALUES)
 
 
+def test_origins() -> None:
+    """The first refit, of 6, 7 … 20, 21, 23 … points, in every octave of steps."""
+    steps = np.concatenate([[0], 2 ** np.arange(6), np.arange(50, 1001, 50)])
+    assert [int(steps[points - 1]) for points in origins(steps)] == [16, 32, 100, 150, 300, 550]
+    assert origins(steps[:5]) == []
+
+
 def test_record(run: Run) -> None:
     record = track_record(run)
-    wanted = [max(step for step in run.steps if step <= share * run.steps[-1]) for share in SHARES]
-    assert [one.at for one in record] == wanted
+    assert [one.at for one in record] == [100, 150, 300, 550], "the latest, with three measurements after each"
+    assert [one.at for one in track_record(run, at=600)] == [32, 100, 150, 300]
     for one in record:
         later = [int(step) for step in run.steps if step > one.at]
         assert one.steps.tolist() == later, "few enough to be compared all"
         said = forecast_run(run, at=one.at, grid=later)
         seen = int(np.flatnonzero(run.steps == one.at)[0])
-        errors, held, held95, stayed = [], [], [], []
+        rows = []
         for layer, values in zip(said.layers, run.ratios(), strict=True):
             for column, came in enumerate(values[seen + 1 :]):
                 if np.isnan(came):
                     continue
                 outer, low, _, middle, _, high, upper = layer.quantiles[:, column]
-                errors.append(abs(np.log(middle / came)))
-                stayed.append(abs(np.log(values[seen] / came)))
-                held.append(low <= came <= high)
-                held95.append(outer <= came <= upper)
-        assert one.compared == len(errors)
-        got = (one.error, one.last_value, one.held, one.held95)
-        assert got == pytest.approx(tuple(map(np.mean, (errors, stayed, held, held95))))
+                errors = abs(np.log(middle / came)), abs(np.log(values[seen] / came))
+                rows.append((*errors, low <= came <= high, outer <= came <= upper, later[column] / one.at))
+        for over, up_to in ((1.0, math.inf), (1.0, 1.5), (1.5, 3.0), (3.0, math.inf)):
+            wanted = [row[:4] for row in rows if over < row[4] <= up_to]
+            fared = scores([one], over, up_to)
+            assert fared.pop("compared") == len(wanted)
+            assert tuple(fared.values()) == (pytest.approx(np.mean(wanted, axis=0)) if wanted else (None,) * 4)
 
 
 def test_nothing_later_is_used(run: Run, tmp_path: Path) -> None:
@@ -53,7 +71,21 @@ def test_nothing_later_is_used(run: Run, tmp_path: Path) -> None:
     first = track_record(run)[2]
     other = track_record(make_page_run(tmp_path / "other", values=VALUES * np.where(STEPS > first.at, 3, 1)))[2]
     np.testing.assert_array_equal(other.quantiles, first.quantiles)
-    assert other.error > first.error
+    assert scores([other])["error"] > scores([first])["error"]
+
+
+def test_the_document_says_what_was_said(run: Run) -> None:
+    record = track_record(run)
+    document = json.loads(json.dumps(track_document(record), allow_nan=False))
+    assert [one["at"] for one in document["forecasts"]] == [one.at for one in record]
+    last = document["forecasts"][-1]
+    assert last["step"] == run.steps[-1]
+    said = forecast_run(run, at=last["at"], grid=[last["step"]])
+    for entry, layer, came in zip(last["layers"], said.layers, run.ratios()[:, -1], strict=True):
+        assert (entry["p10"], entry["median"], entry["p90"]) == tuple(layer.quantiles[[1, 3, 5], 0])
+        assert entry["came"] == came
+    assert sum(part["compared"] for part in document["ahead"]) == document["compared"]
+    assert [(part["over"], part["up_to"]) for part in document["ahead"]] == [(1.0, 1.5), (1.5, 3.0), (3.0, None)]
 
 
 def test_no_record_of_the_young(tmp_path: Path) -> None:
@@ -61,20 +93,28 @@ def test_no_record_of_the_young(tmp_path: Path) -> None:
         assert track_record(make_page_run(tmp_path / str(points), steps=STEPS[:points])) == []
     assert "too young" in track_words([])
     assert track_key([]) == "No track record yet"
+    assert ahead_words([]) == ""
+    assert track_document([])["held"] is None
 
 
 def test_record_in_words() -> None:
-    nothing = np.zeros(0)
-    made = [
-        Record(1, nothing.astype(int), nothing, compared, float(np.log(factor)), float(np.log(2)), held, 1.0)
-        for compared, factor, held in ((30, 1.5, 0.5), (10, 1.5, 0.9))
-    ]
+    """Forecasts of ratio 1, made at step 10: each (share held, factor of the error, points, how far ahead)."""
+    made = []
+    for held, factor, points, ahead in ((0.5, 1.5, 30, 1.2), (0.9, 1.5, 10, 4.0)):
+        came = np.full((1, points), factor)
+        high = np.where(np.arange(points) < held * points, 2.0, 1.1)
+        bands = np.stack([np.ones(points)] * 3 + [high, np.full(points, 3.0)])[:, None]
+        made.append(Record(10, np.full(points, round(10 * ahead)), bands, np.array([2 * factor]), came))
     told = track_words(made)
     assert "after 2 earlier forecasts" in told
     assert track_key(made) == "80 % bands held 60 %"
     assert "held 60 %" in told, "every value counts alike"
     assert "factor of 1.50" in told
     assert "the last value: 2.00" in told
+    assert ahead_words(made) == (
+        "By how far ahead a forecast looked: up to 1.5 times its step: 50 %, a factor of 1.50; "
+        "beyond 3 times its step: 90 %, a factor of 1.50."
+    )
 
 
 def test_places(run: Run) -> None:
