@@ -4,8 +4,9 @@
     python benchmarks/predictor.py table3 [--data RUNS] # the paper's Table 3, by rows and by whole models
     python benchmarks/predictor.py trajectories         # final ratio and intervals, whole shapes held out; seeds
     python benchmarks/predictor.py prior                # the forecast with and without the prior, at 5 and 10 % seen
+    python benchmarks/predictor.py explain --out FOLDER [--data RUNS]   # what decides K, λ and the final ratio; figures
 
-All read the packaged sweep but `table3 --data`, which takes runs that ``ma-monitor import --hub`` made of the paper's
+All read the packaged sweep, but with ``--data``, which takes runs that ``ma-monitor import --hub`` made of the paper's
 data. Results go to ``benchmarks/results/predictor-*.json``. Seeds of one shape are always held out together.
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -36,7 +37,7 @@ from sklearn.preprocessing import StandardScaler
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ma_monitor.analysis import fit_run
-from ma_monitor.architecture import parameters
+from ma_monitor.architecture import explain, figures, parameters
 from ma_monitor.architecture.features import FEATURES, Shape, layer_features, shape_of
 from ma_monitor.architecture.prediction import prior
 from ma_monitor.architecture.predictor import PACKAGED as PREDICTOR
@@ -238,7 +239,7 @@ def mean_at_depth(others: Sequence[Training], table: Table, rows: NDArray[Any]) 
 WAYS = {
     "ridge": lambda: Ridge(10.0),
     "random forest": lambda: RandomForestRegressor(100, min_samples_leaf=2, max_features=0.5, random_state=0),
-    "Gaussian process": lambda: GaussianProcessRegressor(RBF(5.0) + WhiteKernel(0.1), normalize_y=True),
+    "Gaussian process": lambda: GaussianProcessRegressor(RBF(5.0), alpha=0.1, normalize_y=True, optimizer=None),
 }
 
 
@@ -351,18 +352,18 @@ def with_prior() -> dict[str, Any]:
     begin = time.perf_counter()
     own = [one for one in load_sweep() if one.kind == "gpu"]
     table = make_table(own)
+    shapes = [int(table.group[table.training == number][0]) for number in range(len(own))]
     scores: dict[str, dict[str, list[Floats]]] = {}
     groups: dict[str, list[int]] = {}
     for number, one in enumerate(own):
-        group = int(table.group[table.training == number][0])
-        others = [other for i, other in enumerate(own) if table.group[table.training == i][0] != group]
+        others = [other for i, other in enumerate(own) if shapes[i] != shapes[number]]
         teacher = fit_predictor(others)
         expected = prior(one.shape, len(one.lr) - 1, one.lr, teacher)
         for share in SEEN:
             key = f"{share:.0%} seen"
             for name, (error, inside) in early(one, expected, share).items():
                 scores.setdefault(key, {}).setdefault(name, []).append(np.stack([error, inside]))
-            groups.setdefault(key, []).append(group)
+            groups.setdefault(key, []).append(shapes[number])
     out: dict[str, Any] = {}
     for key, ways in scores.items():
         group = np.array(groups[key])
@@ -407,17 +408,49 @@ def early(one: Training, expected: Prior, share: float) -> dict[str, tuple[Float
     }
 
 
+def explanations(data: Path | None, out: Path) -> dict[str, Any]:
+    """What decides K, λ and the last ln ratio: readings and figures in a folder."""
+    _, models = models_of(data)
+    samples = parameters.make_samples(models)
+    if data is None:
+        ends = np.concatenate([np.log(one.ratios[:, -1]) for one in load_sweep() if one.kind == "gpu"])
+        samples = dataclasses.replace(samples, targets={**samples.targets, "ln final ratio": ends})
+    out.mkdir(parents=True, exist_ok=True)
+    readings = {}
+    for target in ("K", "lambda", "ln final ratio")[: 3 if data is None else 2]:
+        explanation = explain.explain(samples, target)
+        highest = int(np.argmax(explanation.contributions.sum(axis=1)))
+        name = target.replace(" ", "_")
+        for kind, figure in {
+            "summary": figures.summary(explanation),
+            "waterfall": figures.waterfall(explanation, highest),
+            "dependence": figures.dependence(explanation),
+        }.items():
+            figure.savefig(out / f"{name}_{kind}.png", dpi=110)
+        readings[target] = explain.reading(explanation)
+        print(readings[target])
+    return readings
+
+
 def main() -> None:
     """Does one of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("pack", "table3", "trajectories", "prior"))
+    parser.add_argument("what", choices=("pack", "table3", "trajectories", "prior", "explain"))
     parser.add_argument("folders", nargs="*", type=Path, help="of recorded runs, to pack")
-    parser.add_argument("--data", type=Path, help="runs of the paper's data, for table3")
+    parser.add_argument("--data", type=Path, help="runs of the paper's data, for table3 and explain")
+    parser.add_argument("--out", type=Path, help="folder for figures, of explain")
     options = parser.parse_args()
     if options.what == "pack":
         pack(options.folders)
         return
-    result = {"table3": lambda: table3(options.data), "trajectories": trajectories, "prior": with_prior}[options.what]()
+    if options.what == "explain" and options.out is None:
+        parser.error("explain writes figures: give --out FOLDER")
+    result = {
+        "explain": lambda: explanations(options.data, options.out),
+        "table3": lambda: table3(options.data),
+        "trajectories": trajectories,
+        "prior": with_prior,
+    }[options.what]()
     name = options.what + ("-published" if options.data else "")
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (RESULTS / f"predictor-{name}.json").write_text(text + "\n", encoding="utf-8")

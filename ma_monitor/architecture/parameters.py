@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 PARAMETERS = ("A", "lambda", "gamma", "t0", "K")
 Split = Literal["rows", "models"]
 FOLDS = 5
-TREES = 40
+TREES = 30
 SEED = 0
 SHUFFLED = KFold(FOLDS, shuffle=True, random_state=SEED)
 

@@ -26,7 +26,7 @@ from ma_monitor.errors import ConfigError
 from ma_monitor.learned.prior import Prior
 from ma_monitor.numerics.batch import fit_curves
 from ma_monitor.numerics.clock import learning_rate_clock
-from ma_monitor.numerics.forecast import Asymptote, Crossing, Forecast, LayerForecast, Peak
+from ma_monitor.numerics.forecast import Asymptote, Crossing, LayerForecast, Peak
 
 Floats = NDArray[np.float64]
 
@@ -42,22 +42,23 @@ class Prediction:
 
     Attributes:
         shape: The shape.
-        forecast: Trajectories by step, in the form of a forecast made before step 0.
+        layers: Trajectories by step, in the form of a forecast made before step 0.
         distance: From the nearest shape learned from, in standard deviations of the coordinates over those.
         usual: The largest such distance among those themselves.
         warnings: What makes the prediction doubtful, in words.
     """
 
     shape: Shape
-    forecast: Forecast
+    layers: tuple[LayerForecast, ...]
     distance: float
     usual: float
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """JSON-ready, with the keys of a forecast's document and some more."""
         told = {"distance": self.distance, "usual_distance": self.usual, "warnings": list(self.warnings)}
-        return {"shape": self.shape.to_dict(), **told, **self.forecast.to_dict()}
+        layers = [layer.to_dict() for layer in self.layers]
+        return {"shape": self.shape.to_dict(), **told, "at": 0, "clock": "learning_rate", "layers": layers}
 
 
 @lru_cache(maxsize=1)
@@ -120,7 +121,7 @@ def predict(
     )
     distance, usual = teacher.familiarity(shape, recipe)
     warnings = _warnings(teacher, shape, recipe, distance, usual)
-    return Prediction(shape, Forecast(0, "learning_rate", layers), distance, usual, warnings)
+    return Prediction(shape, layers, distance, usual, warnings)
 
 
 def _rates(teacher: Predictor, total_steps: int, lr: ArrayLike | None) -> Floats:

@@ -144,7 +144,7 @@ class Predictor:
         trees: XGBoost's model, an output a time; as JSON.
         shapes: Coordinates of the shapes learned from, ``[shapes, len(OF_MODEL)]``.
         surprises: Errors on shapes held out as whole trajectories, over their scale, each shape alike: ``[P, G]``.
-        spread: Quantiles of such errors at ``LEVELS``, ``[len(LEVELS), G]``.
+        spread: How far quantiles at ``LEVELS`` lie from what the trees say, at a scale of 1, ``[len(LEVELS), G]``.
         schedule: Rates of the usual schedule relative to its highest, at equal shares of its steps, ``[SHARES]``.
         steps: Updates of the usual training.
     """
@@ -224,8 +224,9 @@ SETTINGS = {"n_estimators": 60, "max_depth": 3, "learning_rate": 0.1, "subsample
 def fit_predictor(trainings: Sequence[Training]) -> Predictor:
     """A predictor of these trainings, with intervals from its errors on shapes held out in turn.
 
-    Quantiles give each shape the same weight; levels move outward by 1/shapes of their distance from the middle, as a
-    new shape is one more (conformal prediction). The schedule of most trainings becomes the usual one.
+    Intervals reach as far on either side as that share of the errors' absolute values, each shape weighing alike and
+    the share larger by 1/shapes, since a new shape is one more (conformal prediction). The median is what the trees
+    say: of so few shapes the errors' own middle is mostly chance. The schedule of most trainings becomes the usual one.
 
     Raises:
         ConfigError: If there are fewer than two shapes.
@@ -238,8 +239,10 @@ def fit_predictor(trainings: Sequence[Training]) -> Predictor:
     usual = np.frombuffer(statistics.mode(one.lr.tobytes() for one in trainings))
     schedule = np.interp(np.linspace(0, 1, SHARES), np.linspace(0, 1, len(usual)), usual / usual.max())
     surprises = held_out_errors(table)
-    levels = np.clip(0.5 + (np.asarray(LEVELS) - 0.5) * (1 + 1 / count), 0, 1)
-    spread = np.stack([weighted_quantile(column, table.weights, levels) for column in surprises.T], axis=1)
+    side = 2 * np.asarray(LEVELS) - 1
+    inside = np.minimum(np.abs(side) * (1 + 1 / count), 1)
+    reach = np.stack([weighted_quantile(column, table.weights, inside) for column in np.abs(surprises).T], axis=1)
+    spread = np.sign(side)[:, None] * reach
     shares = np.cumsum(table.weights)
     kept = np.searchsorted(shares, (np.arange(PATHS) + 0.5) / PATHS * shares[-1])
     trees = bytes(_fitted(table.features, table.values).get_booster().save_raw("json"))

@@ -162,18 +162,18 @@ def describe(prediction: Prediction) -> str:
     from ma_monitor.architecture.prediction import packaged
 
     shape, taught = prediction.shape, packaged()
-    end = prediction.forecast.layers[0].end_step
+    end = prediction.layers[0].end_step
     return (
         f"{shape.layers} layers x {shape.width}, {shape.heads} heads, MLP {shape.mlp:,}, vocabulary "
         f"{shape.vocabulary:,}, {shape.parameters / 1e6:,.1f}M parameters, {end:,} updates\n"
-        f"learned from {len(taught.models)} shapes, trained at a highest rate of {taught.recipe.rate:.3g} for "
+        f"learned from {len(taught.shapes)} shapes, trained at a highest rate of {taught.recipe.rate:.3g} for "
         f"{taught.steps:,} updates"
     )
 
 
 def layer_table(prediction: Prediction) -> str:
     """A line a layer."""
-    end = prediction.forecast.layers[0].end_step
+    end = prediction.layers[0].end_step
     columns = (
         "layer",
         "ratio at first",
@@ -183,7 +183,7 @@ def layer_table(prediction: Prediction) -> str:
         "above 100",
     )
     rows = []
-    for layer in prediction.forecast.to_dict()["layers"]:
+    for layer in prediction.to_dict()["layers"]:
         last = layer["end"]
         rows.append(
             (
@@ -200,9 +200,9 @@ def layer_table(prediction: Prediction) -> str:
 
 def summary(name: str, prediction: Prediction, base: Prediction) -> dict[str, Any]:
     """The layer expected to be largest at the end, and by what factor that is more than in the base."""
-    layers = prediction.forecast.to_dict()["layers"]
+    layers = prediction.to_dict()["layers"]
     top = max(layers, key=lambda layer: layer["end"]["median"])
-    most = max(layer["end"]["median"] for layer in base.forecast.to_dict()["layers"])
+    most = max(layer["end"]["median"] for layer in base.to_dict()["layers"])
     end = {key: top["end"][key] for key in ("median", "p10", "p90")}
     return {"model": name, "largest": {"layer": top["layer"], **end, "factor": end["median"] / most}}
 

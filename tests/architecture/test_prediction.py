@@ -34,7 +34,7 @@ def test_prediction_is_a_forecast_from_step_0(predictor: Predictor) -> None:
     made = predict(SHAPE, TOTAL, LR, predictor)
     quantiles = np.exp(predictor.quantiles(SHAPE, recipe_of(LR)))
     clock = learning_rate_clock(LR)
-    for row, layer in enumerate(made.forecast.layers):
+    for row, layer in enumerate(made.layers):
         assert (layer.layer, layer.end_step, layer.led_by) == (row + 1, TOTAL, "architecture")
         np.testing.assert_array_equal(layer.quantiles, quantiles[row])
         np.testing.assert_array_equal(layer.end, quantiles[row, :, -1])
@@ -51,8 +51,8 @@ def test_prediction_is_a_forecast_from_step_0(predictor: Predictor) -> None:
 def test_the_packaged_one_answers_by_default() -> None:
     shape = shape_of(LlamaConfig(hidden_size=96, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256))
     made = predict(shape)
-    assert made.forecast.layers[0].end_step == prediction.packaged().steps
-    assert all(np.isfinite(layer.quantiles).all() for layer in made.forecast.layers)
+    assert made.layers[0].end_step == prediction.packaged().steps
+    assert all(np.isfinite(layer.quantiles).all() for layer in made.layers)
     assert prior(shape, 500).quantiles.shape == (3, len(LEVELS), TIMES.size)
 
 
