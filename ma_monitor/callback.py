@@ -23,6 +23,7 @@ from ma_monitor.measure.layers import context_length
 from ma_monitor.measure.probe import LENGTH, Probe
 from ma_monitor.monitor import Monitor, make_plan
 from ma_monitor.runs.store import META, Run
+from ma_monitor.sinks.alerts import told_in
 from ma_monitor.sinks.trainer import TrainerSinks, find_handler, training_loop
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class MassiveActivationCallback(TrainerCallback):
                 self.monitor = monitor
             if self._main:
                 self._open(monitor, args, state, kwargs.get("lr_scheduler"), checkpoint)
-                monitor.told += [key for key in _known(state).get("told", []) if key not in monitor.told]
+                monitor.told += [key for key in _known_alerts(state) if key not in monitor.told]
                 self.monitor = monitor
                 self._remember(state)
             monitor.seconds = time.perf_counter() - started
@@ -316,6 +317,12 @@ def _known(state: TrainerState) -> dict[str, Any]:
     """What a callback of an earlier life put there; nothing where there was none."""
     known = _carried(state).get(STATE_KEY)
     return known if isinstance(known, dict) else {}
+
+
+def _known_alerts(state: TrainerState) -> list[str]:
+    """Keys of the alerts that an earlier life told."""
+    told = _known(state).get("told")
+    return told_in(map(str, told)) if isinstance(told, list) else []
 
 
 def _holds_run(path: Path) -> bool:
