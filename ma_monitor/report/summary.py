@@ -22,6 +22,7 @@ from ma_monitor.report.words import (
     UNKNOWN,
     asymptote_words,
     band,
+    best_hypothesis,
     compare,
     count,
     layers_words,
@@ -105,8 +106,7 @@ def layer_row(document: dict[str, Any], prediction: LayerForecast, now: float, *
     if not over:
         heading, sure = towards(now, low, high)
     crossing = prediction.crossings.get(MASSIVE)
-    best = {"curve": {"aicc": document["aicc"]}, **document["hypotheses"]}
-    scored = {name: one["aicc"] for name, one in best.items() if one["aicc"] is not None}
+    best = best_hypothesis({"curve": {"aicc": document["aicc"]}, **document["hypotheses"]})
     return {
         "layer": document["layer"],
         "now": none_if_not_finite(now),
@@ -124,7 +124,7 @@ def layer_row(document: dict[str, Any], prediction: LayerForecast, now: float, *
         "peak_words": peak_words(known["peak"], planned=known["end"] is not None),
         "asymptote": known["asymptote"]["value"] if (known["asymptote"] or {}).get("identified") else None,
         "asymptote_words": asymptote_words(known["asymptote"]),
-        "best": min(scored, key=scored.__getitem__).replace("_", " ") if scored else None,
+        "best": best and best.replace("_", " "),
         "passes": None if over or not crossing else (crossing.probability, crossing.step),
         "status": prediction.status,
     }

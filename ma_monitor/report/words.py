@@ -76,7 +76,7 @@ def compare(layers: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         the lowest.
     """
     each = [{"curve": {"r2": layer["r2"], "aicc": layer["aicc"]}, **layer["hypotheses"]} for layer in layers]
-    winners = [_best(hypotheses) for hypotheses in each]
+    winners = [best_hypothesis(hypotheses) for hypotheses in each]
     compared: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(name for hypotheses in each for name in hypotheses):
         scores = [hypotheses[name]["r2"] for hypotheses in each if name in hypotheses]
@@ -86,7 +86,7 @@ def compare(layers: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return compared
 
 
-def _best(hypotheses: dict[str, dict[str, Any]]) -> str | None:
+def best_hypothesis(hypotheses: dict[str, dict[str, Any]]) -> str | None:
     """The hypothesis of the lowest AICc, None where none has one."""
     scored = {name: entry["aicc"] for name, entry in hypotheses.items() if entry["aicc"] is not None}
     return min(scored, key=scored.__getitem__) if scored else None
