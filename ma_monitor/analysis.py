@@ -23,6 +23,8 @@ from ma_monitor.runs.store import Run
 
 GROWTH = 1.05
 """A refit is due when the history has grown by this factor."""
+THRESHOLDS = (100.0, 1000.0)
+"""Ratios whose first crossing is forecast unless others are asked for."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def forecast_run(
     grid: Sequence[int] | None = None,
     rank: int = 1,
     plan: Plan | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
 ) -> Forecast:
     """The forecast of layers 1 … L; uses no measurement after ``at``, and the plan in force then unless given another.
 
@@ -115,6 +118,7 @@ def forecast_run(
         grid=None if grid is None else np.asarray(grid, dtype=np.int64),
         lr=None if plan is None else _rates(run.plans, plan, int(run.steps[seen - 1])),
         total_steps=None if plan is None else plan.total_steps,
+        thresholds=thresholds,
     )
 
 
