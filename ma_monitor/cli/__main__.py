@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from ma_monitor import __version__
 from ma_monitor.cli import (
+    backtest,
     compare,
     demo,
     export,
@@ -34,7 +35,22 @@ from ma_monitor.errors import MaMonitorError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
-COMMANDS = (demo, predict, replay, merge, import_, fit, forecast, compare, report, export, log, watch, workspace)
+COMMANDS = (
+    demo,
+    predict,
+    replay,
+    merge,
+    import_,
+    fit,
+    forecast,
+    backtest,
+    compare,
+    report,
+    export,
+    log,
+    watch,
+    workspace,
+)
 
 EXAMPLES = """examples:
   ma-monitor demo --out runs/demo               see what it does, in seconds
