@@ -23,7 +23,7 @@ from PIL import Image
 from ma_monitor.cli.__main__ import main as command
 
 IMAGES = Path(__file__).parent / "images"
-BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
+BROWSERS = ("chromium", "chromium-headless-shell", "google-chrome")
 SIZE = (1100, 800)
 PATIENCE = 60.0
 """Seconds until the server answers."""
