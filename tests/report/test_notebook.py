@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 
 from ma_monitor.analysis import fit_run, forecast_run
 from ma_monitor.html import table
-from ma_monitor.numerics.forecast import Forecast
 from tests.report.pages import HOSTILE, STEPS, Page, make_page_run, ratios
 
 
@@ -47,7 +47,7 @@ def test_of_fits_and_forecasts(tmp_path: Path) -> None:
     assert told.count("forecast") == 3
     unknown = cells(forecast_run(run, at=1)._repr_html_())
     assert unknown.count("–") == 3 * 6, "what is not known is a dash"
-    assert cells(Forecast(0, "step", ())._repr_html_()) == ["Forecast made at step 0"]
+    assert cells(replace(forecast, layers=())._repr_html_()) == ["Forecast made at step 1,000"]
 
 
 @pytest.mark.parametrize(
