@@ -7,6 +7,10 @@ Four sets. ``varied`` (GPU) and ``tiny`` (CPU) vary everything, to learn forecas
 this project's callback, in a process of its own; several go at once. CORPUS holds documents separated by NUL bytes.
 OUT gets one ``NAME.npz`` a training that ended (``steps [T]``, ``stats [T, n, k + 1, L]``, ``lr``, and the
 configuration as JSON), which ``ma-monitor import`` reads. Take at most four at once on one GPU.
+
+    python benchmarks/make_runs.py CORPUS.txt.xz OUT --pack FOLDER
+
+trains nothing: it writes OUT's runs to FOLDER as means over the probe's sequences, a tenth of the size.
 """
 
 from __future__ import annotations
@@ -344,6 +348,18 @@ def train(training: Training, work: Path, out: Path) -> None:
     )
 
 
+def pack(file: Path, folder: Path) -> None:
+    """Writes a run as the means over its sequences (n = 1), from which the ratio of means is the same."""
+    with np.load(file) as data:
+        np.savez_compressed(
+            folder / file.name,
+            steps=data["steps"].astype(np.int32),
+            stats=data["stats"].mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32),
+            lr=data["lr"].astype(np.float32),
+            config=data["config"],
+        )
+
+
 def run_all(names: list[str], gpus: list[str], deadline: float, arguments: list[str], log: Path) -> None:
     """Trains these, one in each place of ``gpus``, until the deadline; what has not ended then is stopped."""
     running: dict[str, tuple[subprocess.Popen[bytes], str]] = {}
@@ -384,8 +400,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--below", type=int, help="only trainings of at most so many updates")
     parser.add_argument("--above", type=int, default=0, help="only trainings of more updates than this")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="only write OUT's runs there, as means")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.pack:
+        options.pack.mkdir(parents=True, exist_ok=True)
+        for file in sorted(options.out.glob("*.npz")):
+            pack(file, options.pack)
+        return
     deadline = time.monotonic() + 60 * options.minutes
     options.work.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
