@@ -112,8 +112,8 @@ def pack(folders: Sequence[Path]) -> None:
                 cells = [f"{values[c]:.5g}" if isinstance(values[c], float) else values[c] for c in columns]
                 out.writerow((name, number, *cells))
     save_predictor(fit_predictor([one for one in trainings if one.kind == "gpu"]), PREDICTOR)
-    for file in (SWEEP, PREDICTOR, SWEEP.with_name("parameters.csv")):
-        print(f"{file.name}: {file.stat().st_size:,} bytes")
+    for path in (SWEEP, PREDICTOR, SWEEP.with_name("parameters.csv")):
+        print(f"{path.name}: {path.stat().st_size:,} bytes")
     grown = [bool((one.ratios[:, -1] >= 5 * one.ratios[:, 0]).any()) for one in trainings]
     print(f"{len(trainings)} trainings, {sum(grown)} with a layer that ends at 5 times its start or more")
 
@@ -233,10 +233,10 @@ def mean_at_depth(others: Sequence[Training], table: Table, rows: NDArray[Any]) 
         at = table.features[rows, FEATURES.index("layer position")]
         values = np.stack([np.interp(at, depth, column) for column in profile], axis=1)
         groups.setdefault(json.dumps(one.shape.to_dict()).encode(), []).append(values)
-    return np.mean([np.mean(values, axis=0) for values in groups.values()], axis=0)
+    return np.asarray(np.mean([np.mean(values, axis=0) for values in groups.values()], axis=0))
 
 
-WAYS = {
+WAYS: dict[str, Callable[[], Any]] = {
     "ridge": lambda: Ridge(10.0),
     "random forest": lambda: RandomForestRegressor(100, min_samples_leaf=2, max_features=0.5, random_state=0),
     "Gaussian process": lambda: GaussianProcessRegressor(RBF(5.0), alpha=0.1, normalize_y=True, optimizer=None),
@@ -371,7 +371,7 @@ def with_prior() -> dict[str, Any]:
         out[key] = {
             name: {
                 "mean abs log error": float(values[:, 0].mean()),
-                "interval": bootstrap(group, lambda r, v=values: float(v[r, 0].mean())),
+                "interval": bootstrap(group, mean_of(values[:, 0])),
                 "coverage of 80 % intervals": float(values[:, 1].mean()),
             }
             for name, values in each.items()
@@ -379,11 +379,16 @@ def with_prior() -> dict[str, Any]:
         alone, joined = each["forecast"][:, 0], each["with the prior"][:, 0]
         out[key]["with / without"] = {
             "value": float(joined.mean() / alone.mean()),
-            "interval": bootstrap(group, lambda r, j=joined, a=alone: float(j[r].mean() / a[r].mean())),
+            "interval": bootstrap(group, mean_of(joined, alone)),
             "better in": f"{int((joined < alone).sum())} of {len(alone)} trainings",
         }
     print(json.dumps(out, indent=1, ensure_ascii=False))
     return {"seconds": round(time.perf_counter() - begin, 1), "trainings": len(own), **out}
+
+
+def mean_of(values: Floats, over: Floats | None = None) -> Callable[[NDArray[Any]], float]:
+    """The mean of these rows' values, over that of others where given."""
+    return lambda rows: float(values[rows].mean() / (1.0 if over is None else over[rows].mean()))
 
 
 def early(one: Training, expected: Prior, share: float) -> dict[str, tuple[Floats, Floats]]:

@@ -123,9 +123,10 @@ def reading(explanation: Explanation, count: int = 3) -> str:
     told = []
     for i in order:
         way = e.direction[i]
-        verb = "raises" if way > 0.5 else "lowers" if way < -0.5 else "moves, not in one direction,"
+        verb = "raises" if way > 0.5 else "lowers" if way < -0.5 else "moves"
+        both = " in either direction" if verb == "moves" else ""
         twins = f" (not to be told apart from {', '.join(e.alike[i])})" if e.alike[i] else ""
-        told.append(f"a larger {FEATURES[i]} {verb} it by {e.size[i]:.2g} on average{twins}")
+        told.append(f"a larger {FEATURES[i]} {verb} it by {e.size[i]:.2g} on average{both}{twins}")
     if e.r2 > 0:
         belief = f"Of models held out it explains {e.r2:.0%} of the variance"
     else:

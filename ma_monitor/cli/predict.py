@@ -138,19 +138,18 @@ def read_configuration(name: str) -> PreTrainedConfig:
         ConfigError: If a file or folder holds none.
         SourceError: If the Hub cannot give it.
     """
+    from huggingface_hub import hf_hub_download
     from transformers import AutoConfig
 
     from ma_monitor.replay.asking import asked
 
     path = Path(name)
-    config: PreTrainedConfig
     if not path.exists():
         if name.endswith(".json") or path.is_absolute() or name.startswith("."):
             raise ConfigError(f"{name}: there is no such file or folder; give a config.json, its folder, or a Hub id")
-        config = asked(lambda: AutoConfig.from_pretrained(name, trust_remote_code=False), name)
-        return config
+        path = Path(asked(lambda: hf_hub_download(name, "config.json"), name))
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # a configuration is free text to transformers: it fails in as many ways
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{name}: no configuration that transformers knows ({reason})") from error

@@ -14,6 +14,10 @@ from ma_monitor.architecture.features import shape_of
 from ma_monitor.architecture.prediction import packaged, predict
 from ma_monitor.cli.predict import BASE
 from tests.cli.conftest import Call
+from tests.replay.conftest import hub, hub_server
+from tests.replay.loopback import LoopbackHub
+
+__all__ = ["hub", "hub_server"]  # fixtures
 
 SIZES: dict[str, Any] = {
     "hidden_size": 128,
@@ -116,3 +120,9 @@ def test_a_model_of_another_kind(refused: Callable[..., str], tmp_path: Path) ->
     assert "needs `num_attention_heads` as one whole number of at least 1, and this mamba" in refused(
         "predict", tmp_path
     )
+
+
+def test_a_model_on_the_hub(call: Call, refused: Callable[..., str], hub: LoopbackHub, folder: Path) -> None:
+    hub.put("org/small", "main", folder)
+    assert call("predict", "org/small", "--json").document["shape"] == shape_of(LlamaConfig(**SIZES)).to_dict()
+    assert "there is no folder and no public model 'org/none'" in refused("predict", "org/none")
