@@ -67,6 +67,7 @@ def test_trackio_with_its_local_store(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.skipif(not find_spec("comet_ml"), reason="comet_ml is not installed")
 @pytest.mark.filterwarnings(ANYTHING)
 def test_comet_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # it leaves a folder of its own wherever it is started
     settings = {"COMET_START_ONLINE": "0", "COMET_OFFLINE_DIRECTORY": str(tmp_path / "store")}
     for name, value in (settings | {"COMET_API_KEY": "none", "COMET_DISABLE_AUTO_LOGGING": "1"}).items():
         monkeypatch.setenv(name, value)
