@@ -55,20 +55,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--tokenizer must be a tokenizer.json, and {tokenizer} is no file")
     from ma_monitor.report.page import write
 
-    out, sources = Path(args.out), [open_run(path, args.ratio) for path in args.runs]
-    seen, said = measured(sources), False
-    try:
-        while args.live and not over(sources):
-            size = write(sources, out, refresh=args.live, tokenizer=tokenizer)
-            if not said:
-                note(f"ma-monitor: {out} follows the training; end with Ctrl-C")
-                said = True
-            while measured(sources) == seen:
-                time.sleep(args.live)
-                sources = [open_run(path, args.ratio) for path in args.runs]
-            seen = measured(sources)
-    except KeyboardInterrupt:
-        note("ma-monitor: interrupted; the page is left as it is now and does not load itself again")
+    out = Path(args.out)
+    sources = follow(args, out, tokenizer) if args.live else opened(args)
     size = write(sources, out, tokenizer=tokenizer)
     if args.json:
         emit_json({"runs": [str(source.path) for source in sources], "file": str(out), "bytes": size})
@@ -77,9 +65,38 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measured(sources: Sequence[Run]) -> list[list[int]]:
-    """What a page would show anew: the measured steps of each run."""
-    return [source.steps.tolist() for source in sources]
+def opened(args: argparse.Namespace) -> list[Run]:
+    """The runs as they are now."""
+    return [open_run(path, args.ratio) for path in args.runs]
+
+
+def follow(args: argparse.Namespace, out: Path, tokenizer: Path | None) -> list[Run]:
+    """Keeps the page up to date until every run has reached its planned end, or the user interrupts.
+
+    A look costs a few file sizes; only a run that has grown is read.
+    """
+    from ma_monitor.report.page import write
+
+    note(f"ma-monitor: {out} follows the training until its planned end; end it with Ctrl-C")
+    try:
+        while True:
+            seen = sizes(args.runs)
+            sources = opened(args)
+            if over(sources):
+                return sources
+            write(sources, out, refresh=args.live, tokenizer=tokenizer)
+            while sizes(args.runs) == seen:
+                time.sleep(args.live)
+    except KeyboardInterrupt:
+        note("ma-monitor: interrupted; the page is left as it is now and does not load itself again")
+        return opened(args)
+
+
+def sizes(runs: Sequence[str]) -> list[int]:
+    """Sizes of the files that grow with a run: its measurements and its diary."""
+    from ma_monitor.runs.store import EVENTS, LOG
+
+    return [file.stat().st_size for run in runs for name in (LOG, EVENTS) if (file := Path(run, name)).exists()]
 
 
 def over(sources: Sequence[Run]) -> bool:

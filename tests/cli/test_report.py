@@ -81,11 +81,13 @@ def test_live_follows_and_ends(tmp_path: Path) -> None:
             for one in measured[20:]:
                 run.append(one)
             shown(out, STEPS[-1], following)
+            run.event("alert", "key Something happened.")
+            until(lambda: "Something happened." in out.read_text(), following)
         finally:
             following.send_signal(signal.SIGINT)
             said, noted = following.communicate(timeout=60)
     assert following.returncode == 0
-    assert "follows the training; end with Ctrl-C" in noted
+    assert "follows the training until its planned end" in noted
     assert "does not load itself again" in noted
     assert "1 run" in said
     assert "data-refresh" not in out.read_text()[:200]
@@ -93,10 +95,19 @@ def test_live_follows_and_ends(tmp_path: Path) -> None:
 
 def shown(page: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Waits until the page shows this step."""
-    for _ in range(600):
+
+    def shows() -> bool:
         found = TITLE.search(page.read_text()) if page.exists() else None
-        if found and int(found[1].replace(",", "")) == step:
+        return found is not None and int(found[1].replace(",", "")) == step
+
+    until(shows, process)
+
+
+def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Waits until this is so, while the process lives."""
+    for _ in range(600):
+        if true():
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    raise AssertionError(f"step {step} was never shown")
+    raise AssertionError("this never came")
