@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ma_monitor.numerics.forecast import FORECAST
-from ma_monitor.report.track import Record, track_key, track_words
+from ma_monitor.report.track import Record, scores, track_key, track_words
 from ma_monitor.report.words import count, layers_words, number, percent
 
 MASSIVE, EXTREME = 100.0, 1000.0
@@ -110,7 +110,12 @@ def _how_sure(rows: Sequence[dict[str, Any]], record: Sequence[Record], *, over:
     counts = [(kind, sum(row["sure"] == kind for row in rows)) for kind in ("sure", "fairly sure", "unsure")]
     told = ", ".join(f"{kind} for {count(many, 'layer')}" for kind, many in counts if many)
     first = f"The forecast is {told}. " if told and not over else ""
-    return track_key(record), first + track_words(record)
+    if not record:
+        return track_key(record), first + track_words(record)
+    off = f"{math.exp(scores(record)['error']):.2f}"
+    return track_key(
+        record
+    ), f"{first}Earlier forecasts of this run were off by a factor of {off} on average; more below."
 
 
 def reasons(rows: Sequence[dict[str, Any]]) -> list[str]:

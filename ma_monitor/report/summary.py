@@ -17,7 +17,7 @@ from ma_monitor.numerics.variability import variability
 from ma_monitor.report.comparison import figures
 from ma_monitor.report.overview import MASSIVE, OUTCOMES, headlines, reasons, towards
 from ma_monitor.report.places import places
-from ma_monitor.report.track import ahead_words, track_record, track_words
+from ma_monitor.report.track import track_record, track_words
 from ma_monitor.report.words import (
     UNKNOWN,
     asymptote_words,
@@ -78,7 +78,7 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         "rows": rows,
         "reasons": reasons(rows),
         "track": [one.to_dict() for one in record],
-        "track_words": f"{track_words(record)} {ahead_words(record)}",
+        "track_words": track_words(record),
         "hypotheses": compare(documents),
         "fits": documents,
         "variability": variability(each).to_dict(),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ma_monitor.report.overview import headlines, reasons
+from ma_monitor.report.track import Record
 
 
 def row(layer: int, now: float | None, **other: Any) -> dict[str, Any]:
@@ -71,7 +74,12 @@ def test_a_finished_training() -> None:
 def test_how_sure() -> None:
     *_, (key, text) = boxes([row(1, 5.0), row(2, 5.0, sure="sure"), row(3, 5.0), row(4, 5.0, sure="unknown")])
     assert key == "No track record yet"
-    assert text.startswith("The forecast is sure for 1 layer, unsure for 2 layers. ")
+    assert text.startswith("The forecast is sure for 1 layer, unsure for 2 layers. This run is too young")
+    steps, came = np.array([20, 30]), np.array([[3.0, 3.0]])
+    record = Record(10, steps, came * np.array([0.5, 0.5, 2.0, 2.5, 3.0])[:, None, None], np.array([1.0]), came)
+    *_, box = headlines([row(1, 5.0)], 250, 500, [record])
+    assert box["key"] == "80 % bands held 100 %"
+    assert "off by a factor of 2.00 on average" in box["text"]
 
 
 def test_reasons() -> None:
