@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ma_monitor.cli.common import (
@@ -11,8 +13,10 @@ from ma_monitor.cli.common import (
     UNKNOWN,
     Commands,
     add_command,
+    add_rank,
     add_ratio,
     band,
+    count,
     emit_json,
     number,
     open_run,
@@ -24,6 +28,7 @@ from ma_monitor.cli.common import (
 )
 from ma_monitor.cli.fit import asymptote_words, peak_words
 from ma_monitor.errors import ConfigError
+from ma_monitor.report.words import percent
 
 if TYPE_CHECKING:
     from ma_monitor.runs.records import Plan
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 RULE = f"steps must be one list of whole numbers from 0 to {MOST:,}, in text or saved by np.save"
 LONGEST = 10**7
 """Most updates whose rates are listed for a what-if: each costs memory."""
+UNLIKELY = 0.05
+"""Layers less likely to reach a threshold are not told one by one."""
 
 
 def add(commands: Commands) -> None:
@@ -42,10 +49,11 @@ def add(commands: Commands) -> None:
         run,
         help="forecast every layer of a run",
         text=(
-            "Median and 50/80/95 % bands per layer, peak, asymptote, and the value at the end. No measurement after\n"
-            "--at is used; the planned learning-rate schedule and length are. --schedule asks what would come if the\n"
-            "training went on from there under another schedule, which stretches over the planned length (or to\n"
-            "--until where that is farther), its rates relative to the run's highest; the answer is labelled so."
+            "Median and 50/80/95 % bands per layer, peak, asymptote, and the value at the end; whether thresholds are\n"
+            "crossed; how earlier forecasts of this run fared; and where it stands among past runs. No measurement\n"
+            "after --at is used; the planned learning-rate schedule and length are. --schedule asks what would come\n"
+            "if the training went on from there under another schedule, which stretches over the planned length (or\n"
+            "to --until where that is farther), its rates relative to the run's highest; the answer is labelled so."
         ),
         example="ma-monitor forecast runs/a --at 5000 --schedule cosine:floor=.1",
     )
@@ -57,34 +65,72 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--schedule", metavar="NAME", help="what if: constant, linear, cosine or wsd, with options as in the example"
     )
+    parser.add_argument(
+        "--threshold",
+        type=above_zero,
+        action="append",
+        metavar="RATIO",
+        help="tell when a ratio of this is first reached; may be repeated (default: 100 and 1000)",
+    )
+    add_rank(parser)
     add_ratio(parser)
+
+
+def above_zero(text: str) -> float:
+    """A ratio above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
 
 
 def run(args: argparse.Namespace) -> int:
     """Does it."""
     grid = None if args.steps is None else read_steps(args.steps)
 
-    from ma_monitor.analysis import forecast_run
+    from ma_monitor.analysis import THRESHOLDS, forecast_run
     from ma_monitor.numerics.forecast import FORECAST
+    from ma_monitor.report.normal import among_past_runs, normal_words
+    from ma_monitor.report.track import track_document, track_record, track_words
 
     source = open_run(args.run_dir, args.ratio)
     farthest = args.until if grid is None else grid[-1]
     plan = None if args.schedule is None else what_if(source, args.schedule, args.at, farthest)
-    forecast = forecast_run(source, at=args.at, until=args.until, grid=grid, plan=plan)
+    forecast = forecast_run(
+        source,
+        at=args.at,
+        until=args.until,
+        grid=grid,
+        rank=args.rank,
+        plan=plan,
+        thresholds=sorted(set(args.threshold or THRESHOLDS)),
+    )
     if farthest is not None and farthest <= (forecast.at or 0):
         raise ConfigError(f"a forecast made at step {forecast.at} must reach beyond it, got {farthest}; ask for more")
-    document = {**forecast.to_dict(), "what_if": args.schedule, "ratio": source.meta.ratio}
+    record = track_record(source, at=args.at, rank=args.rank)
+    past = among_past_runs(source, forecast.at) if args.rank == 1 else None
+    document = {
+        **forecast.to_dict(),
+        **{"what_if": args.schedule, "ratio": source.meta.ratio, "rank": args.rank},
+        **{"track_record": track_document(record), "normal": None if past is None else past.to_dict()},
+    }
     if args.json:
         emit_json({"run": str(source.path), **document})
         return 0
-    say(f"{source.path}: {source.meta.model.name}, forecast from step {document['at']:,}, clock: {document['clock']}")
+    what = f"forecast of rank {args.rank}" if args.rank > 1 else "forecast"
+    say(f"{source.path}: {source.meta.model.name}, {what} from step {document['at']:,}, clock: {document['clock']}")
     if args.schedule is not None:
         say(f"WHAT IF: from step {document['at']:,} on the schedule is {args.schedule}; this is not the run's own plan")
     say()
     say(forecast_table(source, document))
-    why = reasons(document["layers"], FORECAST)
-    if why:
+    if why := reasons(document["layers"], FORECAST):
         say(why)
+    told = crossing_words(document["layers"]), track_words(record), past and normal_words(past)
+    for words in filter(None, told):
+        say(f"\n{words}")
     return 0
 
 
@@ -154,7 +200,7 @@ def forecast_table(source: Run, document: dict[str, Any]) -> str:
     from ma_monitor.numerics.values import none_if_not_finite
 
     seen = int((source.steps <= document["at"]).sum())
-    now = source.ratios()[:, seen - 1]
+    now = source.ratios(document["rank"])[:, seen - 1]
     farthest = [_farthest(layer) for layer in document["layers"]]
     last = next((end["step"] for end in farthest if end["step"] is not None), None)
     columns = (
@@ -185,3 +231,29 @@ def _farthest(layer: dict[str, Any]) -> dict[str, Any]:
     if layer["steps"]:
         return {"step": layer["steps"][-1], **{key: layer[key][-1] for key in keys}}
     return layer["end"] or dict.fromkeys(("step", *keys))
+
+
+def crossing_words(layers: Sequence[dict[str, Any]]) -> str:
+    """A row for each layer that has reached a threshold, or may, and a column a threshold; empty if none is known."""
+    layers = [layer for layer in layers if any(layer["crossings"].values())]
+    names = list(layers[0]["crossings"]) if layers else []
+    if not names:
+        return ""
+    columns = ("layer", *(f"reaches {number(float(name))} [80 %]" for name in names))
+    cells = [(str(layer["layer"]), *(_crossing(layer["crossings"][name]) for name in names)) for layer in layers]
+    shown = [row for row in cells if any(cell != UNKNOWN for cell in row[1:])]
+    rest = f"less than {percent(UNLIKELY)} likely to reach {' or '.join(number(float(name)) for name in names)}"
+    if not shown:
+        return f"all layers: {rest}"
+    others = f"\n{count(len(cells) - len(shown), 'other layer')}: {rest}" if len(shown) < len(cells) else ""
+    return table(columns, shown, left=1) + others
+
+
+def _crossing(crossing: dict[str, Any] | None) -> str:
+    """When a layer reaches a threshold, in a cell."""
+    if crossing is None or crossing["probability"] < UNLIKELY:
+        return UNKNOWN
+    step, low, high = (round(crossing[key]) for key in ("step", "low", "high"))
+    if low == high and crossing["probability"] == 1:
+        return f"reached at step {step:,}"
+    return f"{percent(crossing['probability'])} likely: step {band(step, low, high)}"

@@ -19,7 +19,7 @@ from ma_monitor.analysis import forecast_run, refits
 from ma_monitor.numerics.forecast import FORECAST
 from ma_monitor.numerics.values import LARGEST, none_if_not_finite
 from ma_monitor.report.comparison import figures
-from ma_monitor.report.words import number, percent
+from ma_monitor.report.words import count, percent
 from ma_monitor.runs.store import Run
 
 MOST = 4
@@ -155,24 +155,19 @@ def track_key(record: Sequence[Record]) -> str:
 
 
 def track_words(record: Sequence[Record]) -> str:
-    """The same in a sentence."""
+    """The same in two sentences: of all that came, and by how far ahead a forecast looked."""
     if not record:
         return "This run is too young for its forecasts to have a track record."
     fared = scores(record)
     error, last = (np.exp(fared[name]) for name in ("error", "last_value"))
-    return (
-        f"Of what came after {len(record)} earlier forecasts of this run, their 80 % bands held "
-        f"{percent(fared['held'])}; the middle was off by a factor of {error:.2f} on average "
-        f"(the last value: {last:.2f})."
-    )
-
-
-def ahead_words(record: Sequence[Record]) -> str:
-    """The same by how far ahead; empty where there is no record."""
-    told = []
+    parts = []
     for over, up_to in zip(AHEAD[:-1], AHEAD[1:], strict=True):
-        fared = scores(record, over, up_to)
-        if fared["compared"]:
-            where = f"up to {number(up_to)}" if np.isfinite(up_to) else f"beyond {number(over)}"
-            told.append(f"{where} times its step: {percent(fared['held'])}, a factor of {np.exp(fared['error']):.2f}")
-    return f"By how far ahead a forecast looked: {'; '.join(told)}." if told else ""
+        part = scores(record, over, up_to)
+        if part["compared"]:
+            where = f"up to {up_to:g}" if np.isfinite(up_to) else f"beyond {over:g}"
+            parts.append(f"{where} times its step {percent(part['held'])}, a factor of {np.exp(part['error']):.2f}")
+    return (
+        f"Of what came after {count(len(record), 'earlier forecast')} of this run, their 80 % bands held "
+        f"{percent(fared['held'])}; the middle was off by a factor of {error:.2f} on average "
+        f"(the last value: {last:.2f}). By how far ahead a forecast looked: {'; '.join(parts)}."
+    )

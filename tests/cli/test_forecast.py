@@ -23,7 +23,7 @@ def test_document(call: Call, run_dir: Path) -> None:
     result = call("forecast", run_dir, "--at", AT, "--json")
     document = result.document
     assert result.err == ""
-    assert set(document) == {"run", "at", "clock", "layers", "what_if", "ratio"}
+    assert set(document) >= {"run", "at", "clock", "layers", "what_if", "ratio", "rank", "track_record", "normal"}
     assert (document["at"], document["clock"], document["what_if"]) == (AT, "learning_rate", None)
     assert [layer["layer"] for layer in document["layers"]] == [1, 2, 3]
     for layer in document["layers"]:
@@ -141,8 +141,8 @@ def test_table(call: Call, run_dir: Path) -> None:
     lines = call("forecast", run_dir, "--at", AT).out.splitlines()
     assert lines[0] == f"{run_dir}: tiny, forecast from step 600, clock: learning_rate"
     assert "at step 2,000 [80 %]" in lines[2]
-    assert len(lines) == 3 + LAYERS
-    for line, layer in zip(lines[3:], document["layers"], strict=True):
+    assert lines[3 + LAYERS] == ""
+    for line, layer in zip(lines[3 : 3 + LAYERS], document["layers"], strict=True):
         assert line.startswith(str(layer["layer"]))
         assert f" {layer['median'][-1]:.3g} [" in line
         assert line.endswith(layer["led_by"])
@@ -154,7 +154,7 @@ def test_a_finished_run_shows_its_end(call: Call, tmp_path: Path) -> None:
     document = call("forecast", path, "--json").document
     lines = call("forecast", path).out.splitlines()
     assert "at step 2,000 [80 %]" in lines[2]
-    for line, layer in zip(lines[3:], document["layers"], strict=True):
+    for line, layer in zip(lines[3 : 3 + LAYERS], document["layers"], strict=True):
         assert layer["steps"] == []
         assert f" {layer['end']['median']:.3g} [{layer['end']['p10']:.3g}, " in line
 
@@ -260,4 +260,8 @@ def test_too_few_points_are_a_result(call: Call, tmp_path: Path) -> None:
     assert all(value is None for layer in document["layers"] for value in layer["median"])
     text = call("forecast", path).out
     assert text.count("not known") == 2 * LAYERS
-    assert text.splitlines()[-1] == "layer 1, 2, 3: not forecast: fewer than 6 measurements are finite and above 0"
+    assert text.splitlines()[3 + LAYERS :] == [
+        "layer 1, 2, 3: not forecast: fewer than 6 measurements are finite and above 0",
+        "",
+        "This run is too young for its forecasts to have a track record.",
+    ]
