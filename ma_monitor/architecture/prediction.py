@@ -26,7 +26,8 @@ from ma_monitor.errors import ConfigError
 from ma_monitor.learned.prior import Prior
 from ma_monitor.numerics.batch import fit_curves
 from ma_monitor.numerics.clock import learning_rate_clock
-from ma_monitor.numerics.forecast import Asymptote, Crossing, LayerForecast, Peak
+from ma_monitor.numerics.events import Crossing, Peak
+from ma_monitor.numerics.forecast import Asymptote, LayerForecast
 
 Floats = NDArray[np.float64]
 

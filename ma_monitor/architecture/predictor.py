@@ -35,6 +35,9 @@ OF_MODEL = ("depth", "width", "head size", "MLP / width", "vocabulary", "rotary 
 
 UNVARIED = 1e-6
 """Coordinates with a smaller standard deviation count as alike in all trainings."""
+UNIT = 0.08
+"""What then stands for the standard deviation, 8 %. Nothing is known of what such a coordinate does: the farther off it
+is, the less sure is the answer. With this, 80 % intervals held on twelve trainings of other recipes."""
 
 
 @dataclass(frozen=True)
@@ -187,15 +190,10 @@ class Predictor:
 
 
 def distances(models: Floats, shapes: Floats) -> Floats:
-    """From coordinates ``[M, len(OF_MODEL)]`` to shapes', in standard deviations over the shapes: ``[M, shapes]``.
-
-    A coordinate that the shapes do not vary does not count: of what it does nothing is known.
-    """
+    """From coordinates ``[M, len(OF_MODEL)]`` to shapes', in standard deviations over the shapes: ``[M, shapes]``."""
     spread = shapes.std(axis=0)
-    gap = models[:, None] - shapes
-    return np.asarray(
-        np.sqrt((np.divide(gap, spread, out=np.zeros_like(gap), where=spread > UNVARIED) ** 2).sum(axis=2))
-    )
+    units = (models[:, None] - shapes) / np.where(spread > UNVARIED, spread, UNIT)
+    return np.asarray(np.sqrt((units**2).sum(axis=2)))
 
 
 def usual_distance(shapes: Floats) -> float:

@@ -15,6 +15,7 @@ from ma_monitor.architecture.predictor import (
     OF_MODEL,
     SETTINGS,
     TIMES,
+    UNIT,
     UNVARIED,
     Predictor,
     coordinates,
@@ -46,8 +47,8 @@ def test_errors_are_those_of_shapes_held_out(sweep: list[Training]) -> None:
         own = table.group == group
         model = XGBRegressor(**SETTINGS).fit(table.features[~own], table.values[~own])
         rest = np.delete(shapes, group, axis=0)
-        varied = [i for i in range(shapes.shape[1]) if rest[:, i].std() > UNVARIED]
-        gaps = [[(shapes[group, i] - other[i]) / rest[:, i].std() for i in varied] for other in rest]
+        units = [rest[:, i].std() if rest[:, i].std() > UNVARIED else UNIT for i in range(shapes.shape[1])]
+        gaps = [[(a - b) / unit for a, b, unit in zip(shapes[group], other, units, strict=True)] for other in rest]
         nearest = min(np.sqrt(sum(gap**2 for gap in row)) for row in gaps)
         error = table.values[own] - model.predict(table.features[own])
         np.testing.assert_allclose(found[own], error / (1 + nearest / usual_distance(shapes)), atol=1e-6)
@@ -103,7 +104,8 @@ def test_farther_is_less_sure(predictor: Predictor, sweep: list[Training]) -> No
 def test_distances_written_out() -> None:
     shapes = np.array([[0.0, 1.0, 5.0], [2.0, 1.0, 5.0], [4.0, 4.0, 5.0]])
     one, two = np.std([0, 2, 4]), np.std([1, 1, 4])
-    found = distances(np.array([[1.0, 2.0, 99.0]]), shapes)
+    found = distances(np.array([[1.0, 2.0, 5.0], [0.0, 1.0, 7.0]]), shapes)
+    assert found[1, 0] == pytest.approx(2 / UNIT)
     np.testing.assert_allclose(
         found[0], [np.hypot(1 / one, 1 / two), np.hypot(1 / one, 1 / two), np.hypot(3 / one, 2 / two)]
     )
@@ -134,7 +136,8 @@ def test_coordinates() -> None:
 def test_a_coordinate_that_never_varied_is_not_heeded(predictor: Predictor) -> None:
     recipe = recipe_of(LR)
     shape = replace(SHAPE, vocabulary=100_000)  # 4096 throughout
-    np.testing.assert_array_equal(predictor.quantiles(shape, recipe), predictor.quantiles(SHAPE, recipe))
+    np.testing.assert_array_equal(predictor.center(shape, recipe), predictor.center(SHAPE, recipe))
+    assert predictor.scale(shape, recipe) > predictor.scale(SHAPE, recipe), "but it makes the answer less sure"
 
 
 def test_log_trajectories_are_smooth_and_start_where_measured() -> None:
