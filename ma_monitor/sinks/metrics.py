@@ -10,6 +10,8 @@
 | `ma/forecast/max_end`, `…_low`, `…_high` | largest ratio forecast for the planned end, with its 80 % band |
 | `ma/forecast/max_asymptote` | largest identified asymptote |
 | `ma/forecast/next_peak_step`, `…_layer` | the next peak ahead, where one is identified |
+| `ma/forecast/earlier_held` | share of what came that lay in the 80 % bands of earlier forecasts |
+| `ma/forecast/earlier_error` | factor by which their medians were off on average; both when steps double and at the end |
 | `ma/heatmap` | layer × step picture of the ratios |
 | `ma/fan` | picture: measured ratios and forecast bands of the layers that are forecast to end largest |
 | `ma/layers` | table: per layer its class, fit, peak, asymptote and forecast |
@@ -28,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.analysis import Analysis
+from ma_monitor.report.track import origins, scores, track_record
 from ma_monitor.report.words import printable
 from ma_monitor.runs.records import RunMeta
 from ma_monitor.runs.store import Run
@@ -86,7 +89,7 @@ def emission(
     config = _config(run.meta) if with_config else {}
     if analysis is None:
         return Emission(step, scalars, config=config, alerts=alerts)
-    scalars |= _forecast_scalars(analysis)
+    scalars |= _forecast_scalars(analysis) | _track_scalars(run, seen)
     summary = _summary(steps, ratios, analysis)
     if not with_pictures:
         return Emission(step, scalars, config=config, summary=summary, alerts=alerts)
@@ -165,6 +168,22 @@ def _forecast_scalars(analysis: Analysis) -> dict[str, float]:
         step, layer = min(peaks)
         scalars |= {"ma/forecast/next_peak_step": float(step), "ma/forecast/next_peak_layer": float(layer)}
     return scalars
+
+
+def _track_scalars(run: Run, seen: int) -> dict[str, float]:
+    """How earlier forecasts fared, where the last measurement begins a new origin or is the planned end.
+
+    Not at every refit: making a few forecasts again takes about as long as a refit.
+    """
+    step = int(run.steps[seen - 1])
+    plan = run.plan_at(step)
+    ends = plan is not None and plan.total_steps == step
+    if not ends and seen not in origins(run.steps[:seen]):
+        return {}
+    fared = scores(track_record(run, at=step))
+    if not fared["compared"]:
+        return {}
+    return {"ma/forecast/earlier_held": fared["held"], "ma/forecast/earlier_error": math.exp(fared["error"])}
 
 
 def _identified(entry: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ma_monitor.analysis import refit_due
+from ma_monitor.analysis import analyse, refit_due
 from ma_monitor.cli.__main__ import main
 from ma_monitor.config import MonitorConfig
 from ma_monitor.learned.reference import PAPER
@@ -26,6 +27,7 @@ from ma_monitor.report.normal import among_past_runs, normal_words
 from ma_monitor.report.track import track_document, track_record, track_words
 from ma_monitor.runs.records import Measurements, Plan
 from ma_monitor.runs.store import Run
+from ma_monitor.sinks.metrics import emission
 from tests.cli.conftest import LAYERS, PLAN, STEPS, TOTAL, Call, make_measurements, make_meta, make_ratios, make_run
 
 RESUMED = 650
@@ -133,6 +135,20 @@ def test_the_track_record_is_the_runs_own(call: Call, run_dir: Path) -> None:
     document = call("forecast", run_dir, "--at", 1000, "--json").document["track_record"]
     assert document == json.loads(json.dumps(track_document(record)))
     assert f"\n\n{track_words(record)}\n" in call("forecast", run_dir, "--at", 1000).out
+
+
+def test_dashboards_are_told_at_doublings_and_at_the_end(tmp_path: Path) -> None:
+    run = Run.open(make_run(tmp_path / "run", steps=np.append(STEPS, [1700, TOTAL])))
+    told = {}
+    for seen, step in enumerate(run.steps.tolist(), start=1):
+        if refit_due(seen) or step == TOTAL:
+            shown = emission(run, seen, analyse(run, at=step), with_config=False, with_pictures=False).scalars
+            keys = [key for key in shown if key.startswith("ma/forecast/earlier_")]
+            told |= {step: [shown[key] for key in keys]} if keys else {}
+    assert list(told) == [64, 128, 256, 550, 1050, TOTAL], "before, no forecast has three measurements to show for it"
+    for step, (held, error) in told.items():
+        fared = track_document(track_record(run, at=step))
+        assert (held, error) == (fared["held"], pytest.approx(math.exp(fared["error"])))
 
 
 def test_past_runs_stand_beside(call: Call, run_dir: Path) -> None:
