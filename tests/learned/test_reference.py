@@ -19,6 +19,8 @@ def test_the_packaged_reference_is_small_and_ordered() -> None:
     assert len(text) < 30_000
     assert (json.loads(text)["levels"], json.loads(text)["shares"]) == (list(LEVELS), list(SHARES))
     assert [past.kind for past in reference()] == ["GPU", "CPU"]
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert all(str(past.runs) in docs and f"{past.largest:.0f}" in docs for past in reference()), "docs/cli.md is stale"
     for past in reference():
         assert past.runs >= 40
         assert past.quantiles.shape == (3, len(LEVELS), len(SHARES))
