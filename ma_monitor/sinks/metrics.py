@@ -10,7 +10,7 @@
 | `ma/forecast/max_end`, `…_low`, `…_high` | largest ratio forecast for the planned end, with its 80 % band |
 | `ma/forecast/max_asymptote` | largest identified asymptote |
 | `ma/forecast/next_peak_step`, `…_layer` | the next peak ahead, where one is identified |
-| `ma/forecast/earlier_held` | share of what came inside 80 % bands of earlier forecasts, when steps double and at the end |
+| `ma/forecast/earlier_held` | share of what came inside earlier 80 % bands; when steps double and at the end |
 | `ma/forecast/earlier_error` | factor by which their medians were off on average, likewise |
 | `ma/heatmap` | layer × step picture of the ratios |
 | `ma/fan` | picture: measured ratios and forecast bands of the layers that are forecast to end largest |

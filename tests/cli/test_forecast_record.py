@@ -139,7 +139,7 @@ def test_the_track_record_is_the_runs_own(call: Call, run_dir: Path) -> None:
 
 def test_dashboards_are_told_at_doublings_and_at_the_end(tmp_path: Path) -> None:
     run = Run.open(make_run(tmp_path / "run", steps=np.append(STEPS, [1700, TOTAL])))
-    told = {}
+    told: dict[int, list[float]] = {}
     for seen, step in enumerate(run.steps.tolist(), start=1):
         if refit_due(seen) or step == TOTAL:
             shown = emission(run, seen, analyse(run, at=step), with_config=False, with_pictures=False).scalars
