@@ -15,6 +15,7 @@ import pytest
 from ma_monitor.analysis import fit_run, forecast_run
 from ma_monitor.errors import ConfigError, StoreError
 from ma_monitor.report import page
+from ma_monitor.report.overview import OUTCOMES
 from ma_monitor.runs.records import Measurements, RunMeta
 from ma_monitor.runs.store import Run
 from tests.cli.conftest import make_meta, make_run
@@ -128,6 +129,9 @@ def test_a_finished_training(tmp_path: Path) -> None:
     made = Page(page.render([make_page_run(tmp_path / "run", total=1000)]))
     assert "The training has reached its planned end." in made.text
     assert made.data[0]["live"] is False
+    assert {(row["heading"], row["sure"]) for row in made.data[0]["rows"]} <= {
+        (told, "-") for told in OUTCOMES.values()
+    }
 
 
 def test_without_a_planned_end(tmp_path: Path) -> None:
@@ -158,10 +162,10 @@ def test_what_is_not_finite(tmp_path: Path) -> None:
         last = run.stack().at(-1)
         bad = np.zeros_like(last.nan)
         bad[1, 2] = 7
-        writer.append(Measurements(2000, last.top, last.position, last.token, last.channel, last.median, bad, bad))
+        writer.append(Measurements(2000, last.top, last.position, last.token, last.channel, last.median, bad, 2 * bad))
         writer.event("fault", "the disk is full")
     made = Page(page.render([Run.open(run.path)]))
-    assert "Not finite at step 2,000, layer 2: 14 activations." in made.text
+    assert "Not finite at step 2,000, layer 2: 21 activations." in made.text
     assert "1 fault on record; the latest: the disk is full" in made.text
     assert [row["now"] is None for row in made.data[0]["rows"]] == [False, True, True]
     assert "∞" in made.text

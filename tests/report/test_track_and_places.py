@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,18 @@ def test_places(run: Run) -> None:
 def test_places_that_never_settle(tmp_path: Path) -> None:
     rows = places(make_page_run(tmp_path / "run", steps=STEPS[STEPS < 100]))["rows"]
     assert any(row["since"] is None for row in rows)
+
+
+def test_half_of_the_sequences_are_enough(tmp_path: Path) -> None:
+    """Four sequences: two in channel 5 all the time, the others on their way there."""
+    run = make_page_run(tmp_path / "run", layers=1, steps=np.array([100]))
+    with Run.open(run.path, writable=True) as writer:
+        last = run.stack().at(0)
+        for step, share in ((200, 1), (300, 2), (400, 4)):
+            channel = np.where(np.arange(4)[None, :, None] < share, 5, 9 + np.arange(4)[None, :, None])
+            moved = channel.astype(np.int32) * np.ones_like(last.channel)
+            writer.append(replace(last, step=step, channel=moved))
+    assert [row["since"] for row in places(Run.open(run.path))["rows"]] == [300]
 
 
 def test_places_of_imported_data(tmp_path: Path) -> None:
