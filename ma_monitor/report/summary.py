@@ -15,6 +15,7 @@ from ma_monitor.numerics.forecast import Forecast, LayerForecast
 from ma_monitor.numerics.values import none_if_not_finite
 from ma_monitor.numerics.variability import variability
 from ma_monitor.report.comparison import figures
+from ma_monitor.report.normal import among_past_runs, normal_words
 from ma_monitor.report.overview import MASSIVE, OUTCOMES, headlines, reasons, towards
 from ma_monitor.report.places import places
 from ma_monitor.report.track import track_record, track_words
@@ -66,7 +67,7 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         | {"cv": variability(own).cv_percent}
         for document, prediction, values, own in zip(documents, forecast.layers, ratios, each, strict=True)
     ]
-    found = places(run, tokenizer)
+    found, beside = places(run, tokenizer), among_past_runs(run, now)
     return {
         **head,
         "now": now,
@@ -79,6 +80,7 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         "reasons": reasons(rows),
         "track": [one.to_dict() for one in record],
         "track_words": track_words(record),
+        "normal": normal_words(beside) if beside else None,
         "hypotheses": compare(documents),
         "fits": documents,
         "variability": variability(each).to_dict(),

@@ -15,6 +15,7 @@ import pytest
 from ma_monitor.analysis import fit_run, forecast_run
 from ma_monitor.errors import ConfigError, StoreError
 from ma_monitor.report import page
+from ma_monitor.report.normal import among_past_runs, normal_words
 from ma_monitor.report.overview import OUTCOMES
 from ma_monitor.runs.records import Measurements, RunMeta
 from ma_monitor.runs.store import Run
@@ -132,6 +133,14 @@ def test_a_finished_training(tmp_path: Path) -> None:
     assert {(row["heading"], row["sure"]) for row in made.data[0]["rows"]} <= {
         (told, "-") for told in OUTCOMES.values()
     }
+
+
+def test_beside_past_runs(run: Run, made: Page, tmp_path: Path) -> None:
+    found = among_past_runs(run, int(run.steps[-1]))
+    assert found is not None
+    assert " ".join(normal_words(found).split()) in made.text
+    unplanned = Page(page.render([make_page_run(tmp_path / "run", total=None)]))
+    assert "Beside past runs" not in unplanned.text, "its share of the training is not known"
 
 
 def test_without_a_planned_end(tmp_path: Path) -> None:
