@@ -191,7 +191,7 @@ def tiny_sweep_trainings() -> list[Training]:
 
 def _named(kind: str, trainings: list[Training]) -> list[Training]:
     """Names that tell the shape; of two alike the first is kept."""
-    named = {}
+    named: dict[str, Training] = {}
     for t in trainings:
         name = f"{kind}-{t.family}-{t.layers}x{t.width}-h{t.heads}-m{t.mlp:g}-v{t.vocabulary // 1024}k-s{t.seed}"
         named.setdefault(name, dataclasses.replace(t, name=name))

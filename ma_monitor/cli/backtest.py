@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -50,7 +52,8 @@ def add(commands: Commands) -> None:
             "with what came: mean abs error of ln ratio, CRPS, 80 % interval score, and how much of what came the\n"
             "50/80/95 % bands held; beside the last value, a linear and a log trend of ln ratio, and Eq. 14 in steps\n"
             "extrapolated. A rule's bands are its errors in the other runs (those of the same shape and schedule left\n"
-            "out), so with one configuration alone rules have none. Scores are averaged over layers, then over runs."
+            "out), so with one configuration alone rules have none. Scores are averaged over layers, then over runs.\n"
+            "Runs that the learned part of the forecast was trained on are scored too kindly."
         ),
         example="ma-monitor backtest runs/a runs/b measured.npz --at 25,50",
     )
@@ -83,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
 
     trials: list[Trial] = []
     for path in dict.fromkeys(args.runs):
-        made = trials_of(path, args.ratio, args.at or CUTOFFS)
+        with opened(path, args.ratio) as sources:
+            made = [trial for name, source in sources for trial in _trials(source, name, args.at or CUTOFFS)]
         if not made:
             note(f"ma-monitor: {path}: nothing to score, for no forecast of it can be made or compared")
         trials += made
@@ -105,20 +109,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def trials_of(path: str, ratio: Ratio | None, cutoffs: tuple[int, ...]) -> list[Trial]:
-    """Forecasts of a run directory, or of every model that a file or folder of measurements holds."""
+@contextmanager
+def opened(path: str, ratio: Ratio | None) -> Iterator[list[tuple[str, Run]]]:
+    """A run directory, or every model that a file or folder of measurements holds, each with its name."""
     from ma_monitor.runs.published import import_run
     from ma_monitor.runs.store import META
 
     if not Path(path).exists() or (Path(path) / META).exists():
-        return _trials(open_run(path, ratio), path, cutoffs)
+        yield [(path, open_run(path, ratio))]
+        return
     with TemporaryDirectory() as scratch:
         found = import_run(path, Path(scratch) / "run", ratio=ratio or "ratio_of_means")
         for model in found:
             for problem in model.problems:
                 note(f"ma-monitor: {path}: left out: {problem}")
-        runs = [(str(model.path), path if len(found) == 1 else f"{path}/{model.name}") for model in found if model.path]
-        return [trial for place, name in runs for trial in _trials(open_run(place), name, cutoffs)]
+        names = [
+            (str(model.path), path if len(found) == 1 else f"{path}/{model.name}") for model in found if model.path
+        ]
+        yield [(name, open_run(place)) for place, name in names]
 
 
 def _trials(source: Run, name: str, cutoffs: tuple[int, ...]) -> list[Trial]:

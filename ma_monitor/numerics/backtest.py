@@ -61,6 +61,7 @@ class Trial:
         came: What came, ``[L, G]``; NaN where it is not finite or not above 0.
         guesses: What each method says, ``[L, G]``.
         bands: The forecast's quantiles, ``[7, L, G]``.
+        past_runs: Weight of what past runs teach in the forecast.
     """
 
     run: str
@@ -71,6 +72,7 @@ class Trial:
     came: Floats
     guesses: dict[str, Floats]
     bands: Floats
+    past_runs: float
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ class Score:
         percent: The cutoff.
         method: One of ``METHODS``.
         error: Mean abs error of ln ratio.
-        crps: Mean continuous ranked probability score of ln ratio, from quantiles at ``LEVELS`` interpolated between
-            ``QUANTILES`` and constant outside them (Gneiting and Raftery 2007, eq. 20 and section 4.2).
-        interval: Mean interval score of the 80 % band (eq. 43 there).
+        crps: Mean continuous ranked probability score of ln ratio (Gneiting and Raftery 2007, section 4.2), as twice
+            the mean quantile loss (Gneiting and Ranjan 2011) at ``LEVELS``; quantiles are interpolated between
+            ``QUANTILES`` and constant outside them.
+        interval: Mean interval score of the 80 % band (Gneiting and Raftery 2007, section 6.2).
         in50: Share of what came inside the 50 % band.
         in80: The same of the 80 % band.
         in95: The same of the 95 % band.
@@ -138,7 +141,8 @@ def run_trials(
         seen = int((100 * at <= percent * at[-1:]).sum())
         if not 0 < seen <= at.size - PARTS:
             continue
-        layers = forecaster(int(at[seen - 1]), at[seen:]).layers
+        made = forecaster(int(at[seen - 1]), at[seen:])
+        layers = made.layers
         known = np.array([layer.status == FORECAST for layer in layers], dtype=bool)
         if not known.any():
             continue
@@ -154,6 +158,7 @@ def run_trials(
                 came=_log(ratios[known, seen:]),
                 guesses={"forecast": bands[QUANTILES.index(0.5)], **rules},
                 bands=bands,
+                past_runs=made.past_runs,
             )
         )
     return trials
@@ -186,7 +191,7 @@ def summarize(scores: Sequence[Score]) -> dict[str, Any]:
         run has none), ``ratio`` (for ``error``, ``crps`` and ``interval``: the forecast's over the least of any rule);
         ``mean_ratio``: the mean of each ratio over cutoffs.
     """
-    cutoffs = []
+    cutoffs: list[dict[str, Any]] = []
     for percent in sorted({score.percent for score in scores}):
         means = {
             method: _means([s for s in scores if s.percent == percent and s.method == method]) for method in METHODS
@@ -281,14 +286,22 @@ def _score(trial: Trial, method: str, bands: Floats | None) -> Score:
     known = np.isfinite(trial.came)
     came, guess = trial.came[known], trial.guesses[method][known]
     error = float(np.abs(guess - came).mean()) if came.size else np.nan
-    name = (trial.run, trial.configuration, trial.percent, method)
     if bands is None or not came.size:
-        return Score(*name, error)
+        return Score(trial.run, trial.configuration, trial.percent, method, error)
     own = bands[:, known]
     low, high = own[BANDS["in80"][0]], own[BANDS["in80"][1]]
     outside = np.maximum(low - came, 0) + np.maximum(came - high, 0)
-    inside = {key: float(((own[a] <= came) & (came <= own[b])).mean()) for key, (a, b) in BANDS.items()}
-    return Score(*name, error, _crps(own, came), float((high - low + 2 / 0.2 * outside).mean()), **inside)
+    inside = [float(((own[a] <= came) & (came <= own[b])).mean()) for a, b in BANDS.values()]
+    return Score(
+        trial.run,
+        trial.configuration,
+        trial.percent,
+        method,
+        error,
+        _crps(own, came),
+        float((high - low + 2 / 0.2 * outside).mean()),
+        *inside,
+    )
 
 
 def _crps(bands: Floats, came: Floats) -> float:

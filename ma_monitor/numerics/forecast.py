@@ -7,7 +7,7 @@ points give the same forecast, bit for bit, live and later; nothing here is rand
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ma_monitor.html import table
 from ma_monitor.numerics.clock import Clock, learning_rate_clock, step_clock
-from ma_monitor.numerics.members import member_names
-from ma_monitor.numerics.mixture import Mixture, make_mixture, noise_draws
+from ma_monitor.numerics.events import Crossing, Peak, find_peak, first_crossing, smoothed
+from ma_monitor.numerics.members import horizon, member_names
+from ma_monitor.numerics.mixture import Correction, Mixture, make_mixture
 from ma_monitor.numerics.values import LARGEST, MIN_POINTS, none_if_not_finite
 
 Floats = NDArray[np.float64]
@@ -28,44 +29,10 @@ GRID = 50
 """Steps of the grid where none is given."""
 NODES = 40
 """Equal parts of the time until the scheduled end in which peaks and crossings are told apart."""
-SMOOTH = 7
-"""Points of the moving average of the past among which a peak is looked for."""
-RIVALS = 64
-"""At most so many past points are drawn from for the place of a past maximum."""
-MARGIN = 3.0
-"""Past points lower than the highest by more standard errors of the difference were not the maximum."""
-CLEAR = 12.0
-"""An identified past maximum is so many above the first and the last point: of lower ones noise makes the place."""
 FORECAST = "forecast"
 """Status of a layer whose forecast is known."""
 UNBOUNDED = 100.0
 """An asymptote above so many times the largest ratio seen has no bound that the data support."""
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Where the whole trajectory, past and future, is largest.
-
-    Attributes:
-        step: Median over sampled paths; None where more than half of them are largest at the scheduled end.
-        height: Median ratio there; None with the step.
-        low: 10 % quantile of the step; None where that lies at the scheduled end.
-        high: 90 % quantile of the step; None likewise.
-        identified: Whether both ends of that interval lie before the scheduled end, it is narrower than half of the
-            step, and a past maximum stands far above the noise, seen from the first point and from the last. More
-            points around and after the maximum, or a clear bend before it, turn this true.
-        probability: That the maximum comes before the scheduled end.
-        status: ``past``, ``ahead``, ``not_within_schedule`` (largest at the scheduled end), or ``none`` (it never
-            rose above its first points by more than noise).
-    """
-
-    step: float | None
-    height: float | None
-    low: float | None
-    high: float | None
-    identified: bool
-    probability: float
-    status: str
 
 
 @dataclass(frozen=True)
@@ -80,16 +47,6 @@ class Asymptote:
     low: float | None
     high: float | None
     identified: bool
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """First time at or above a threshold, until the scheduled end (80 % interval of the step, if it happens)."""
-
-    probability: float
-    step: float | None
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,15 +102,25 @@ class Forecast:
         at: Last step whose measurement was used; 0 where there was none.
         clock: The leading clock, ``learning_rate`` where the schedule is known.
         layers: One per layer, 1 … L.
+        past_runs: Share of what past runs teach in the median; the run's own mixture has the rest.
+        rests_on: The same in words, and why.
     """
 
     at: int
     clock: str
     layers: tuple[LayerForecast, ...]
+    past_runs: float
+    rests_on: str
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, as ``ma-monitor forecast --json`` prints it."""
-        return {"at": self.at, "clock": self.clock, "layers": [layer.to_dict() for layer in self.layers]}
+        return {
+            "at": self.at,
+            "clock": self.clock,
+            "past_runs": round(self.past_runs, 3),
+            "rests_on": self.rests_on,
+            "layers": [layer.to_dict() for layer in self.layers],
+        }
 
     def _repr_html_(self) -> str:
         rows = [
@@ -174,6 +141,7 @@ def forecast(
     lr: ArrayLike | None = None,
     total_steps: int | None = None,
     thresholds: Sequence[float] = (100.0, 1000.0),
+    correct: Callable[[Mixture, int | None], Correction] | None = None,
 ) -> Forecast:
     """Forecasts every layer from what was measured up to step ``at``.
 
@@ -187,6 +155,7 @@ def forecast(
         lr: Planned rate of the update from s to s + 1, ``[total_steps + 1]``. The clock counts steps without it.
         total_steps: The scheduled end; the end of ``lr`` by default.
         thresholds: Ratios, above 0, whose first crossing is asked for.
+        correct: What is known from elsewhere, as a correction of the mixture up to the planned end (None if unknown).
 
     Raises:
         ValueError: If the shapes do not match, steps do not ascend from 0 or later, ``lr`` is no list of rates, or a
@@ -207,13 +176,16 @@ def forecast(
         LayerForecast(i, future, nothing, end, None, None, None, dict.fromkeys(thresholds), None, status)
         for i, status in enumerate(states, start=1)
     ]
+    correction = Correction.none("the in-run mixture alone")
     if known.any():
         rows = np.flatnonzero(known)
         bridged = np.stack([_bridged(seen, ratios[i]) for i in rows])
         mixture = make_mixture(clock, seen, bridged, float(_horizon_end(now, end)))
-        for layer in _known_layers(mixture, rows + 1, future, end, thresholds):
+        if correct is not None:
+            correction = correct(mixture, end)
+        for layer in _known_layers(mixture, correction, rows + 1, future, end, thresholds):
             layers[layer.layer - 1] = layer
-    return Forecast(now, clock.name, tuple(layers))
+    return Forecast(now, clock.name, tuple(layers), correction.weight, correction.words)
 
 
 def _horizon_end(now: int, end: int | None) -> int:
@@ -275,6 +247,7 @@ def _bridged(steps: Floats, row: Floats) -> Floats:
 
 def _known_layers(
     mixture: Mixture,
+    correction: Correction,
     numbers: NDArray[np.intp],
     future: NDArray[np.int64],
     end: int | None,
@@ -284,10 +257,11 @@ def _known_layers(
     now = int(mixture.steps[-1])
     last = _horizon_end(now, end)
     nodes = np.unique(np.ceil(np.linspace(now, last, NODES + 1)[1:]))
-    paths = mixture.sample(np.concatenate([nodes, [last], future]).astype(np.float64))
+    asked = np.concatenate([nodes, [last], future]).astype(np.float64)
+    paths = correction.apply(mixture.sample(asked), horizon(mixture.clock, mixture.steps[-1], asked))
     ahead = paths[:, : nodes.size]
     bands = np.exp(_quantiles(paths[:, nodes.size :], QUANTILES))
-    past = _smoothed(np.log(mixture.values))
+    past = smoothed(np.log(mixture.values))
     settled, leaders, names = _asymptotes(mixture), mixture.weights.argmax(axis=0), member_names(mixture.clock)
     return [
         LayerForecast(
@@ -296,9 +270,9 @@ def _known_layers(
             quantiles=bands[i, :, 1:],
             end_step=end,
             end=None if end is None else bands[i, :, 0],
-            peak=_peak(mixture.steps, past[i], float(mixture.noise[i]), nodes, ahead[i]),
+            peak=find_peak(mixture.steps, past[i], float(mixture.noise[i]), nodes, ahead[i]),
             asymptote=settled[i],
-            crossings={t: _crossing(mixture.steps, mixture.values[i], nodes, ahead[i], t) for t in thresholds},
+            crossings={t: first_crossing(mixture.steps, mixture.values[i], nodes, ahead[i], t) for t in thresholds},
             led_by=names[leaders[i]],
             status=FORECAST,
         )
@@ -327,68 +301,3 @@ def _asymptotes(mixture: Mixture) -> list[Asymptote]:
             Asymptote(median if bounded else None, p10 if p10 < most else None, p90 if bounded else None, identified)
         )
     return out
-
-
-def _peak(steps: Floats, past: Floats, noise: float, nodes: Floats, ahead: Floats) -> Peak:
-    """The maximum over the smoothed past ``[T]`` and every sampled future ``[nodes, P]``; all in ln ratio.
-
-    Where the past was highest is uncertain too: every point that may have been the highest, but for noise, counts as
-    often as drawn noise makes it so. Noise of neighbours is alike in real runs, so that their mean is taken to be no
-    better known than each of them.
-    """
-    error = np.sqrt(2) * noise  # standard error of a difference: smoothing is not counted on to lower it
-    before = int(past.argmax())
-    rivals = np.flatnonzero(past >= past[before] - MARGIN * error)
-    rivals = rivals[np.unique(np.linspace(0, rivals.size - 1, RIVALS).astype(int))]
-    drawn = past[rivals, None] + noise * noise_draws(rivals.size, ahead.shape[1])
-    place = rivals[drawn.argmax(axis=0)]
-    highest = ahead.max(axis=0)
-    later = highest > past[before]
-    halves = np.concatenate(
-        [steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]]
-    )  # a point stands for the steps nearby
-    first, step, last = (
-        np.where(later, nodes[ahead.argmax(axis=0)], own) for own in (halves[place], steps[place], halves[place + 1])
-    )
-    end = float(nodes[-1])
-    quantiles = ((first, 0.1), (step, 0.5), (last, 0.9))
-    low, middle, high = (float(np.quantile(places, share, method="higher")) for places, share in quantiles)
-    probability = float((step < end).mean())
-    if middle >= end:
-        return Peak(None, None, low if low < end else None, None, False, probability, "not_within_schedule")
-    rose, fell = (past[before] - past[0]) / error, (past[before] - past[-1]) / error
-    status = "ahead" if middle > steps[-1] else "past" if rose > MARGIN else "none"
-    if status == "none":
-        return Peak(None, None, None, None, False, probability, status)
-    height = float(np.exp(np.quantile(np.maximum(highest, past[before])[step < end], 0.5)))
-    clear = status == "ahead" or min(rose, fell) > CLEAR
-    identified = bool(high < end and high - low < middle / 2 and clear)
-    return Peak(middle, height, low, high if high < end else None, identified, probability, status)
-
-
-def _smoothed(log_values: Floats) -> Floats:
-    """Centred moving average of ``SMOOTH`` points, of fewer at both ends, ``[L, T]``."""
-    total = np.cumsum(np.pad(log_values, ((0, 0), (1, 0))), axis=1)
-    at, reach = np.arange(log_values.shape[1]), _reach(log_values.shape[1])
-    return np.asarray((total[:, at + reach + 1] - total[:, at - reach]) / (2 * reach + 1))
-
-
-def _reach(points: int) -> NDArray[np.int64]:
-    """How many neighbours on either side the moving average takes, ``[T]``."""
-    at = np.arange(points)
-    return np.asarray(np.minimum(np.minimum(at, at[::-1]), SMOOTH // 2))
-
-
-def _crossing(steps: Floats, seen: Floats, nodes: Floats, ahead: Floats, threshold: float) -> Crossing:
-    """First crossing of a threshold in the ratios seen ``[T]``, else in sampled futures ``[nodes, P]`` of ln ratio."""
-    above = seen >= threshold
-    if above.any():
-        step = float(steps[above.argmax()])
-        return Crossing(1.0, step, step, step)
-    hit = ahead >= np.log(threshold)
-    reached = hit.any(axis=0)
-    if not reached.any():
-        return Crossing(0.0, None, None, None)
-    first = nodes[hit[:, reached].argmax(axis=0)]
-    low, middle, high = (float(q) for q in np.quantile(first, (0.1, 0.5, 0.9), method="higher"))
-    return Crossing(float(reached.mean()), middle, low, high)

@@ -4,6 +4,7 @@
 |---|---|
 | ``curve_learning_rate``, ``curve_step`` | Eq. 14 in that clock, averaged over a grid of (β, τ₀) by its likelihood |
 | ``log_trend_learning_rate``, ``log_trend_step`` | regression of ln ratio on ln(t + 1), last half of the points |
+| ``damped_trend`` | the log trend of the leading clock, dying away within ``DAMPING`` e-folds of time |
 | ``last_value`` | the ratio stays where it is |
 
 Each but the last is shifted in ln ratio so that it agrees on average with the last points seen. A single best curve
@@ -29,6 +30,8 @@ ANCHOR = 5
 """Points on which a member's shift is averaged."""
 INDEPENDENT = 0.35
 """Share of the points that count as independent: residuals of real trajectories have a lag-1 correlation near .5."""
+DAMPING = 0.4
+"""Time, in e-folds, in which a damped trend loses all but 1/e of its slope (Gardner and McKenzie 1985)."""
 GUARD = (1.0, 3.0)
 """No member leaves what was seen by more than GUARD[0] + GUARD[1]·horizon in ln ratio (horizon in e-folds of time)."""
 TINY = 1e-300
@@ -132,7 +135,7 @@ def log_trend(times: Floats, log_values: Floats, future: Floats) -> Floats:
 def member_names(clock: Clock) -> tuple[str, ...]:
     """Names of the members under a leading clock, in the order of ``member_paths``."""
     clocks = ("step",) if clock.name == "step" else ("learning_rate", "step")
-    return (*(f"curve_{c}" for c in clocks), *(f"log_trend_{c}" for c in clocks), "last_value")
+    return (*(f"curve_{c}" for c in clocks), *(f"log_trend_{c}" for c in clocks), "damped_trend", "last_value")
 
 
 def member_paths(clock: Clock, steps: Floats, values: Floats, future: Floats) -> tuple[Floats, tuple[CurveGrid, ...]]:
@@ -155,8 +158,11 @@ def member_paths(clock: Clock, steps: Floats, values: Floats, future: Floats) ->
     paths = [np.log(np.maximum(f.average(c.time(at)), np.exp(tiny))) for f, c in zip(curves, clocks, strict=True)]
     paths += [log_trend(c.time(steps), seen, c.time(at)) for c in clocks]
     shifted = [p[:, ANCHOR:] + (seen[:, -ANCHOR:] - p[:, :ANCHOR]).mean(axis=1)[:, None] for p in paths]
+    ahead = horizon(clock, steps[-1], future)
+    now = seen[:, -ANCHOR:].mean(axis=1)[:, None]
+    damped = now + (shifted[len(clocks)] - now) * (-np.expm1(-ahead / DAMPING) / np.maximum(ahead / DAMPING, TINY))
     last = np.repeat(seen[:, -1:], future.size, axis=1)
-    return np.clip(np.stack([*shifted, last]), *reach(seen, horizon(clock, steps[-1], future))), curves
+    return np.clip(np.stack([*shifted, damped, last]), *reach(seen, ahead)), curves
 
 
 def horizon(clock: Clock, now: float, future: Floats) -> Floats:

@@ -22,6 +22,9 @@ ORIGIN_POINTS = 10
 """An origin needs so many points before it."""
 SCORED_POINTS = 48
 """At most so many later points are compared, evenly chosen."""
+PRIOR = {"curve": 1.0, "log_trend": 1.0, "damped_trend": 1.0, "last_value": 0.5}
+"""Weights before a run has shown anything. Heavier damping serves short runs better and long ones worse, which still
+rise when little has been seen; what past runs teach corrects the short ones."""
 PRIOR_DRIFT = 0.35
 """Standard deviation of the error in ln ratio per e-fold of time, before a run has shown its own."""
 NOISE_FLOOR = 1e-3
@@ -35,6 +38,50 @@ TAIL = 5
 """Degrees of freedom of the errors' distribution: its scale comes from few origins."""
 _WAVES = np.array([0.5, 1.5, 3.0])
 """Frequencies of the sampled errors, in radians an e-fold of time: they bend over an e-fold or so, no faster."""
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What is known from elsewhere of a mixture's forecast: its median is moved and its band stretched.
+
+    Between knots it is interpolated in e-folds of time, beyond them the last holds; nothing moves now.
+
+    Attributes:
+        ahead: Knots, in e-folds of the leading clock from now, ascending, ``[K]``.
+        shift: Of the median, in ln ratio, ``[L, K]``.
+        below: Factor on distances below the median, ``[L, K]``.
+        above: Factor on distances above it, ``[L, K]``.
+        weight: Share of what is known from elsewhere in the forecast.
+        words: What led to that.
+    """
+
+    ahead: Floats
+    shift: Floats
+    below: Floats
+    above: Floats
+    weight: float
+    words: str
+
+    @staticmethod
+    def none(words: str) -> Correction:
+        """No correction, and why."""
+        nothing = np.zeros((0, 0))
+        return Correction(np.zeros(0), nothing, nothing, nothing, 0.0, words)
+
+    def apply(self, paths: Floats, ahead: Floats) -> Floats:
+        """Sampled paths ``[L, G, P]`` at steps so far ``ahead [G]``, corrected."""
+        if not self.ahead.size:
+            return paths
+        middle = np.median(paths, axis=2, keepdims=True)
+        away = paths - middle
+
+        def at(knots: Floats, now: float | None) -> Floats:
+            x = self.ahead if now is None else np.append(0.0, self.ahead)
+            rows = knots if now is None else np.pad(knots, ((0, 0), (1, 0)), constant_values=now)
+            return np.stack([np.interp(ahead, x, row) for row in rows])[:, :, None]
+
+        stretch = np.where(away < 0, at(self.below, None), at(self.above, None))
+        return np.asarray(middle + at(self.shift, 0.0) + away * stretch)
 
 
 @dataclass(frozen=True)
@@ -123,16 +170,17 @@ def make_mixture(clock: Clock, steps: Floats, values: Floats, until: float) -> M
 
 
 def _prior(clock: Clock, step_horizon: float) -> Floats:
-    """Weights before a run has shown anything, ``[M]``.
+    """Weights before a run has shown anything, ``[M]``: ``PRIOR``.
 
     Where the schedule is known, members in steps count less, and the less the nearer the end: they cannot see the rate
-    fall, and that is what comes late. Curves in steps count half of that: they extrapolate worst (8 real runs).
+    fall, and that is what comes late. Curves in steps count half of that: they extrapolate worst.
     """
-    if clock.name == "step":
-        return np.ones(len(member_names(clock)))
-    blind = step_horizon / (1 + step_horizon)
-    by_name = {"curve_step": 0.5 * blind, "log_trend_step": blind}
-    return np.array([by_name.get(name, 1.0) for name in member_names(clock)])
+    names = member_names(clock)
+    weights = np.array([PRIOR[name.removesuffix("_step").removesuffix("_learning_rate")] for name in names])
+    if clock.name == "learning_rate":
+        blind = step_horizon / (1 + step_horizon)
+        weights *= [{"curve_step": 0.5 * blind, "log_trend_step": blind}.get(name, 1.0) for name in names]
+    return weights
 
 
 def _origins(clock: Clock, steps: Floats, ahead: float) -> tuple[list[int], Floats]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ma_monitor.numerics.clock import learning_rate_clock
 from ma_monitor.numerics.curve import evaluate
-from ma_monitor.numerics.forecast import KEYS, Forecast, _peak, _smoothed, forecast
+from ma_monitor.numerics.events import find_peak, smoothed
+from ma_monitor.numerics.forecast import KEYS, Forecast, forecast
 from ma_monitor.numerics.members import log_trend, member_names
 from ma_monitor.numerics.mixture import make_mixture
 
@@ -148,7 +149,7 @@ def test_bands_hold_what_they_promise() -> None:
 
 def test_the_document_has_the_pinned_shape() -> None:
     document = forecast(STEPS, LAYERS, at=500, lr=LR).to_dict()
-    assert list(document) == ["at", "clock", "layers"]
+    assert list(document) == ["at", "clock", "past_runs", "rests_on", "layers"]
     assert document["at"] == 500
     assert document["clock"] == "learning_rate"
     assert [layer["layer"] for layer in document["layers"]] == [1, 2, 3]
@@ -294,14 +295,14 @@ def test_the_peak_is_that_of_whole_paths() -> None:
     steps, nodes = np.array([0.0, 10.0, 20.0]), np.array([30.0, 40.0, 50.0])
     past = np.array([0.0, 1.0, 0.5])
     inside, below, rising = [0.0, 3.0, 0.0], [0.9, 0.0, 0.0], [0.0, 1.0, 2.0]
-    peak = _peak(steps, past, 0.1, nodes, np.array([inside] * 17 + [below] * 2 + [rising]).T)
+    peak = find_peak(steps, past, 0.1, nodes, np.array([inside] * 17 + [below] * 2 + [rising]).T)
     assert (peak.step, peak.low, peak.high, peak.status) == (40, 40, 40, "ahead")
     assert peak.height == pytest.approx(math.exp(3))
     assert peak.probability == pytest.approx(0.95)
     assert peak.identified
-    peak = _peak(steps, past, 0.1, nodes, np.array([below] * 6 + [rising] * 4).T)
+    peak = find_peak(steps, past, 0.1, nodes, np.array([below] * 6 + [rising] * 4).T)
     assert (peak.step, peak.high, peak.status, peak.identified) == (10, None, "past", False)
-    peak = _peak(steps, past, 0.1, nodes, np.array([below] * 4 + [rising] * 6).T)
+    peak = find_peak(steps, past, 0.1, nodes, np.array([below] * 4 + [rising] * 6).T)
     assert (peak.step, peak.low, peak.status) == (None, 5, "not_within_schedule")  # nearer to 10 than to 0
 
 
@@ -312,7 +313,7 @@ def test_the_place_of_a_past_peak_is_as_uncertain_as_the_noise_makes_it() -> Non
     nodes, lower = np.array([1010.0, 1020.0]), np.full((2, 256), -9.0)
     widths = []
     for noise in (1e-9, 0.02, 0.1):
-        peak = _peak(steps, past, noise, nodes, lower)
+        peak = find_peak(steps, past, noise, nodes, lower)
         assert peak.step is not None
         assert peak.low is not None
         assert peak.high is not None
@@ -333,7 +334,7 @@ def test_a_peak_within_the_noise_is_none_and_a_flat_top_is_not_identified() -> N
         ([0.0, 0.04, -1.0], "none", False),
     ]
     for past, status, identified in cases:  # with a noise of .01, 3 standard errors are .042 and 12 are .17
-        peak = _peak(steps, np.array(past), 0.01, nodes, lower)
+        peak = find_peak(steps, np.array(past), 0.01, nodes, lower)
         assert (peak.status, peak.identified) == (status, identified)
 
 
@@ -343,7 +344,7 @@ def test_the_past_is_smoothed_over_seven_points() -> None:
         [values[r, i - w : i + w + 1].mean() for i in range(20) for w in [min(3, i, 19 - i)]]
         for r in range(2)
     ]  # fmt: skip
-    np.testing.assert_allclose(_smoothed(values), slow, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(smoothed(values), slow, rtol=1e-12, atol=1e-12)
 
 
 # ----------------------------------------------------------------------------------------------- what is not known

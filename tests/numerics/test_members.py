@@ -91,8 +91,8 @@ def test_members_agree_with_the_last_points_seen() -> None:
     paths, _ = member_paths(clock, steps, LAYERS[:, :30], steps[-5:])
     gap = (paths - np.log(LAYERS[:, 25:30])).mean(axis=2)
     np.testing.assert_allclose(gap[:-1], 0, atol=1e-9)  # the last value's is its own
-    assert len(paths) == len(member_names(clock)) == 5
-    assert member_names(step_clock()) == ("curve_step", "log_trend_step", "last_value")
+    assert len(paths) == len(member_names(clock)) == 6
+    assert member_names(step_clock()) == ("curve_step", "log_trend_step", "damped_trend", "last_value")
 
 
 def test_a_member_that_was_wrong_counts_less() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ma_monitor.numerics.forecast import Forecast, Peak, forecast
+from ma_monitor.numerics.events import Peak
+from ma_monitor.numerics.forecast import Forecast, forecast
 from ma_monitor.sinks import fan as module
 from ma_monitor.sinks.fan import fan
 from ma_monitor.sinks.heatmap import INK, limits

@@ -1,0 +1,199 @@
+"""What past runs teach the forecast: quantile boosting on the members' forecasts, mixed with the run's own mixture.
+
+From inputs without units (each member's change of ln ratio, the shape of what was seen in e-folds of time, the
+schedule) gradient-boosted trees say the 10, 50 and 90 % quantiles of the change still to come, relative to a scale that
+grows with the horizon. Their say is the larger the less of the run has been seen, and fades where the run is unlike
+every past one; where it has faded the in-run mixture answers, with a wider band. Bands are widened so that they hold
+what they promise on runs left out (split conformal calibration).
+
+The packaged model is plain JSON with its data card; XGBoost is imported when it is first used. Axes as in
+``numerics.members``, and ``K`` knots between now and the planned end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ma_monitor.errors import ConfigError
+from ma_monitor.learned.inputs import NAMES, Inputs, inputs_of
+from ma_monitor.numerics.mixture import Correction, Mixture
+
+if TYPE_CHECKING:
+    from xgboost import Booster
+
+Floats = NDArray[np.float64]
+
+KNOTS = 12
+"""Steps between now and the planned end at which the trees are asked; between them their answer is interpolated."""
+HALF_SEEN = 0.3
+"""Share of the run after which the trees and the run's own mixture count the same."""
+UNLIKE_WIDER = 1.3
+"""Factor on the band of a run unlike all past ones."""
+NAME = "combiner.json"
+"""The file, in a run's directory or in the package."""
+
+
+@dataclass(frozen=True, eq=False)
+class Combiner:
+    """Trees and what is needed to use them.
+
+    Attributes:
+        booster: 10, 50 and 90 % quantiles of the scaled change, from ``inputs.NAMES``.
+        widen: Factor on the distances of the band's lower and upper ends from the median, by share of the run seen,
+            ``[bins, 2]``.
+        centre: Medians of the state's inputs over past runs, ``[S]``.
+        spread: Their spreads, ``[S]``.
+        states: States of past runs in these units, ``[N, S]``.
+        usual: Distance to the nearest state of another run that 95 % of past layers keep.
+        card: How it was made, of what, and what it is not for.
+    """
+
+    booster: Booster
+    widen: Floats
+    centre: Floats
+    spread: Floats
+    states: Floats
+    usual: float
+    card: dict[str, Any]
+
+    def correct(self, mixture: Mixture, end: int | None) -> Correction:
+        """What past runs change in a run's own mixture.
+
+        Where the schedule or the end is not known nothing is said but why.
+        """
+        now = float(mixture.steps[-1])
+        if end is None or mixture.clock.name != "learning_rate":
+            return Correction.none("the in-run mixture alone: the schedule or its end is not known")
+        if end <= now:
+            return Correction.none("the in-run mixture alone: the planned end is reached")
+        knots = np.unique(np.rint(np.linspace(now, end, KNOTS + 1)[1:]))
+        return self.correct_at(inputs_of(mixture, knots, end))
+
+    def correct_at(self, inputs: Inputs) -> Correction:
+        """The same at given knots."""
+        layers, knots, _ = inputs.values.shape
+        distance = self._distance(inputs.state)
+        alike = float(np.clip(2 - np.median(distance) / self.usual, 0.0, 1.0))
+        weight = alike / (1 + inputs.seen / HALF_SEEN)
+        low, middle, high = _predict(self.booster, inputs.values.reshape(layers * knots, -1)).reshape(3, layers, knots)
+        centre = inputs.now[:, None] + middle * inputs.scale
+        shift = weight * (centre - inputs.mixture[1])
+        below, above = self.widen[_bin(inputs.seen)] * (1 + (UNLIKE_WIDER - 1) * (1 - alike))
+        return Correction(
+            ahead=inputs.ahead,
+            shift=shift,
+            below=below * _blend(weight, (middle - low) * inputs.scale, inputs.mixture[1] - inputs.mixture[0]),
+            above=above * _blend(weight, (high - middle) * inputs.scale, inputs.mixture[2] - inputs.mixture[1]),
+            weight=weight,
+            words=_words(alike),
+        )
+
+    def _distance(self, state: Floats) -> Floats:
+        """Distance of states ``[L, S]`` to the nearest past one, ``[L]``."""
+        return _nearest((state - self.centre) / self.spread, self.states)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "card": self.card,
+            "inputs": list(NAMES),
+            "widen": self.widen.round(4).tolist(),
+            "centre": self.centre.round(5).tolist(),
+            "spread": self.spread.round(5).tolist(),
+            "states": self.states.round(3).tolist(),
+            "usual": round(self.usual, 4),
+            "trees": json.loads(bytes(self.booster.save_raw("json"))),
+        }
+
+
+def from_dict(document: dict[str, Any]) -> Combiner:
+    """What ``Combiner.to_dict`` wrote.
+
+    Raises:
+        ValueError: If it is for other inputs than this version's.
+    """
+    from xgboost import Booster
+
+    if document["inputs"] != list(NAMES):
+        raise ValueError("a combiner must be for this version's inputs, and this file is for others; train it again")
+    booster = Booster({"nthread": 1})
+    booster.load_model(bytearray(json.dumps(document["trees"]).encode()))
+    widen, centre, spread, states = (np.array(document[key]) for key in ("widen", "centre", "spread", "states"))
+    return Combiner(booster, widen, centre, spread, states, document["usual"], document["card"])
+
+
+def load(path: Path) -> Combiner:
+    """Reads a combiner's file.
+
+    Raises:
+        ConfigError: If it is not one of this version's.
+        ImportError: If XGBoost is not installed.
+    """
+    try:
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ImportError:
+        raise
+    except Exception as error:  # json, numpy and XGBoost raise anything on what is cut short or hostile
+        raise ConfigError(f"a combiner must be a file that `ma-monitor learn` wrote; {path} is not: {error}") from error
+
+
+def packaged_path() -> Path:
+    """The combiner that comes with the package."""
+    return Path(__file__).parent / "data" / NAME
+
+
+def correction_for(folder: Path) -> Callable[[Mixture, int | None], Correction]:
+    """What corrects the forecasts of the run in ``folder``: its own ``combiner.json``, else the packaged one.
+
+    What cannot be used corrects nothing, and says why: a forecast without it is better than none.
+    """
+    own = folder / NAME
+    path = own if own.is_file() else packaged_path()
+
+    def correct(mixture: Mixture, end: int | None) -> Correction:
+        try:
+            return _loaded(path, path.stat().st_mtime_ns).correct(mixture, end)
+        except ImportError:
+            return Correction.none("the in-run mixture alone: XGBoost is missing, pip install 'ma_monitor[predict]'")
+        except Exception as error:
+            return Correction.none(f"the in-run mixture alone: {error}")
+
+    return correct
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, changed: int) -> Combiner:
+    return load(path)
+
+
+def _predict(booster: Booster, values: Floats) -> Floats:
+    """Quantiles in ascending order, ``[3, rows]``: trees of different quantiles may cross."""
+    return np.sort(np.asarray(booster.inplace_predict(values.astype(np.float32)), dtype=np.float64).T, axis=0)
+
+
+def _blend(weight: float, learned: Floats, own: Floats) -> Floats:
+    """Width of the mixed band as a factor on the in-run mixture's own."""
+    return np.asarray((weight * learned + (1 - weight) * own) / np.maximum(own, 1e-9))
+
+
+def _bin(seen: float) -> int:
+    """Which of the calibration's three parts of a run this share lies in."""
+    return int(np.searchsorted((0.25, 0.5), seen, side="right"))
+
+
+def _nearest(states: Floats, among: Floats) -> Floats:
+    return np.asarray(np.sqrt(((states[:, None] - among[None]) ** 2).mean(axis=2).min(axis=1)))
+
+
+def _words(alike: float) -> str:
+    if alike == 0:
+        return "unlike every past run: the in-run mixture alone, with a wider band"
+    return "past runs and the in-run mixture" + ("" if alike == 1 else ", which counts more: this run is unusual")
