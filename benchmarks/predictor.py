@@ -129,7 +129,13 @@ def models_of(data: Path | None) -> tuple[list[str], list[tuple[Shape, Sequence[
     unknown = [name for name, size in sizes.items() if size not in PYTHIA]
     if unknown or not runs:
         raise SystemExit(f"{data}: runs must be of Pythia's sizes ({', '.join(PYTHIA)}), got {unknown or 'none'}")
-    return list(runs), [(pythia(sizes[name]), fit_run(run, compare=False)) for name, run in runs.items()]
+    models: list[tuple[Shape, Sequence[Fit]]] = [
+        (pythia(sizes[name]), fit_run(run, compare=False)) for name, run in runs.items()
+    ]
+    for name, (shape, own) in zip(runs, models, strict=True):
+        if len(own) != shape.layers:
+            raise SystemExit(f"{data}: {name} must have Pythia's {shape.layers} layers, and its run has {len(own)}")
+    return list(runs), models
 
 
 def pythia(size: str) -> Shape:
@@ -401,7 +407,13 @@ def early(one: Training, expected: Prior, share: float) -> dict[str, tuple[Float
     now, later = float(one.clock[seen][-1]), one.clock[~seen]
     known = np.log(one.ratios[:, seen][:, -RECENT:]).mean(axis=1)
     beforehand = conditioned(expected, now, known, later)
-    ways = {"forecast": alone, "prior": beforehand, "with the prior": combined(beforehand, alone, now)}
+    last = np.tile(known[:, None, None], (1, len(LEVELS), len(later)))  # for its median: it has no interval
+    ways = {
+        "last value": last,
+        "forecast": alone,
+        "prior": beforehand,
+        "with the prior": combined(beforehand, alone, now),
+    }
     truth = np.log(one.ratios[:, ~seen])
     low, middle, high = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))
     return {

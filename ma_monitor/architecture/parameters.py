@@ -199,8 +199,9 @@ def tuned(samples: Samples, target: Floats, rows: NDArray[Any], regressor: str, 
 
 
 def _folds(split: Split, rows: NDArray[Any], models: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Five parts, each held out once: of rows at random, or of whole models."""
-    yield from GroupKFold(FOLDS).split(rows, groups=models) if split == "models" else SHUFFLED.split(rows)
+    """Five parts, each held out once: of rows at random, or of whole models (fewer where there are fewer models)."""
+    parts = GroupKFold(min(FOLDS, len(np.unique(models))))
+    yield from parts.split(rows, groups=models) if split == "models" else SHUFFLED.split(rows)
 
 
 DRAWS = 500

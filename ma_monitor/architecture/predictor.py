@@ -216,7 +216,7 @@ FOLDS = 8
 PATHS = 48
 """Errors that are kept as whole trajectories."""
 SETTINGS = {"n_estimators": 60, "max_depth": 3, "learning_rate": 0.1, "subsample": 0.7, "n_jobs": 1, "random_state": 0}
-"""Of the trees: usual ones for few rows. They were written down before the sweep was made, and not tuned to it."""
+"""Of the trees: usual ones for few rows. They were written down before the sweep was seen, and not tuned to it."""
 
 
 def fit_predictor(trainings: Sequence[Training]) -> Predictor:

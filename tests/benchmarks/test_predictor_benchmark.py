@@ -17,8 +17,6 @@ from ma_monitor.architecture.sweep import Training, load_sweep
 from ma_monitor.runs.published import import_run
 from tests.architecture.made import make_shape, make_sweep, make_training
 
-RUNS = Path(__file__).resolve().parents[2] / "benchmarks" / "runs"
-
 
 @pytest.fixture(scope="module")
 def sweep() -> list[Training]:
@@ -71,22 +69,46 @@ def test_early_forecasts(sweep: list[Training]) -> None:
     one = sweep[0]
     expected = prior(one.shape, len(one.lr) - 1, one.lr, fit_predictor(sweep[1:-2]))
     scores = benchmark.early(one, expected, 0.1)
-    assert set(scores) == {"forecast", "prior", "with the prior"}
+    assert set(scores) == {"last value", "forecast", "prior", "with the prior"}
     for error, inside in scores.values():
         assert error.shape == inside.shape == (one.shape.layers,)
         assert ((inside >= 0) & (inside <= 1)).all()
     assert scores["with the prior"][0].mean() < scores["forecast"][0].mean(), "of a known rule much is expected"
 
 
-def test_published_runs_need_pythias_names(tmp_path: Path) -> None:
-    import_run(RUNS / "cpu-neox-04.npz", tmp_path / "pythia_14m")
+def published(folder: Path, size: str, seed: int) -> None:
+    """A run of a Pythia size, imported from measurements in the published layout's numbers."""
+    one = make_training(benchmark.pythia(size), seed)
+    np.savez(folder / f"pythia_{size}.npz", steps=one.steps, stats=one.means[:, None])
+    import_run(folder / f"pythia_{size}.npz", folder / f"pythia_{size}")
+
+
+def test_published_runs_are_pythias(tmp_path: Path) -> None:
+    published(tmp_path, "14m", 0)
     names, [(shape, fits)] = benchmark.models_of(tmp_path)
     assert names == ["pythia_14m"]
     assert (shape.layers, shape.width, shape.heads, shape.mlp) == (6, 128, 4, 512)
-    assert len(fits) == 2
-    (tmp_path / "pythia_14m").rename(tmp_path / "other")
+    assert len(fits) == 6
+    (tmp_path / "pythia_14m").rename(tmp_path / "pythia_160m")
+    with pytest.raises(SystemExit, match="pythia_160m must have Pythia's 12 layers, and its run has 6"):
+        benchmark.models_of(tmp_path)
+    (tmp_path / "pythia_160m").rename(tmp_path / "other")
     with pytest.raises(SystemExit, match="runs must be of Pythia's sizes"):
         benchmark.models_of(tmp_path)
+
+
+@pytest.mark.slow
+def test_table_3_of_published_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parameters, "REGRESSORS", {"Ridge": parameters.REGRESSORS["Ridge"]})
+    for seed, size in enumerate(("14m", "70m", "160m", "410m", "1b", "1.4b")):
+        published(tmp_path, size, seed)
+    result = benchmark.table3(tmp_path)
+    assert (result["models"], result["rows"]) == (6, 6 + 6 + 12 + 24 + 16 + 24)
+    assert set(result["scores"]) == set(parameters.PARAMETERS)
+    for both in result["scores"].values():
+        assert both["Ridge"]["models"]["worst"].startswith("pythia_")
+        assert both["Ridge"]["rows"]["rows"] <= result["rows"]
+    json.dumps(result, allow_nan=False)
 
 
 @pytest.mark.slow
@@ -110,10 +132,8 @@ def test_packaged_sweep_is_what_was_asked_for() -> None:
 
 
 @pytest.mark.slow
-def test_table_3_and_held_out_shapes_on_the_packaged_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_3_and_held_out_shapes_on_the_packaged_sweep() -> None:
     """Layers of known models are easier than new models: the gap that a random split hides."""
-    monkeypatch.setattr(parameters, "REGRESSORS", {"XGBoost": parameters.REGRESSORS["XGBoost"]})
-    monkeypatch.setattr(parameters, "PARAMETERS", ("K",))
     samples = parameters.make_samples(benchmark.models_of(None)[1])
     r2 = {
         split: parameters.score(samples, "K", parameters.predict_held_out(samples, "K", "XGBoost", split)).r2
