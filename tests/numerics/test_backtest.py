@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -72,6 +72,7 @@ def test_a_trial_is_cut_at_whole_percents_of_the_last_step() -> None:
         assert np.array_equal(trial.guesses["forecast"][row], np.log(layer.quantiles[3]))
 
 
+@settings(max_examples=25)  # two forecasts each
 @given(at=st.sampled_from(CUTOFFS), later=st.lists(st.floats(width=32), min_size=1, max_size=5))
 def test_nothing_measured_later_changes_what_is_said(at: int, later: list[float]) -> None:
     ratios = _ratios()
