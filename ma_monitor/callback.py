@@ -21,7 +21,8 @@ from ma_monitor.measure.distributed import team_of, unwrapped
 from ma_monitor.measure.forward import random_states_kept
 from ma_monitor.measure.layers import context_length
 from ma_monitor.measure.probe import LENGTH, Probe
-from ma_monitor.monitor import Monitor, make_plan
+from ma_monitor.monitor import Monitor
+from ma_monitor.planning import make_plan
 from ma_monitor.runs.store import META, Run
 from ma_monitor.sinks.alerts import told_in
 from ma_monitor.sinks.trainer import TrainerSinks, find_handler, training_loop
@@ -210,6 +211,7 @@ class MassiveActivationCallback(TrainerCallback):
         path = self._run_dir or Path(str(args.output_dir)) / "ma_monitor"
         resumed = state.global_step or None
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        monitor.schedule = scheduler
         plan = make_plan(scheduler, state.max_steps, batch, from_step=state.global_step)
         if resumed is None:
             monitor.open(_free(path), plan)

@@ -15,6 +15,7 @@ import ma_monitor
 from ma_monitor.analysis import Analysis, analyse, forecast_run, refit_due
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, StoreError
+from ma_monitor.planning import make_plan, moved_plan
 from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, RunMeta
 from ma_monitor.runs.store import Run
 from ma_monitor.sinks.alerts import Alert, due_alerts, probe_failed
@@ -193,6 +194,7 @@ class Monitor(Observer):
 
     Attributes:
         model: What is measured; assign another of the same shape to go on with that one.
+        schedule: The schedule in training, looked at again where its rates cannot be foreseen.
     """
 
     def __init__(
@@ -232,6 +234,7 @@ class Monitor(Observer):
 
         super().__init__(None, config, sinks=sinks)
         self.model: nn.Module | None = None
+        self.schedule = schedule
         if (probe is None) != (self.config.source == "train_batch"):
             raise ConfigError(
                 'a monitor needs a probe with source="probe" and takes none with source="train_batch", '
@@ -330,9 +333,9 @@ class Monitor(Observer):
             self._missed(step)
 
     def close(self) -> None:
-        """Flushes the sinks, closes the run and lets go of the model. May be called twice."""
+        """Flushes the sinks, closes the run and lets go of model and schedule. May be called twice."""
         super().close()
-        self.model = None
+        self.model = self.schedule = None
 
     def _described(self, team: Team, model: nn.Module) -> RunMeta:
         """What is fixed for the run; looks at the model's forward, which may need every process."""
@@ -369,27 +372,15 @@ class Monitor(Observer):
         Whether to measure is decided without looking at the run: where the forward is a collective operation, every
         process must decide alike, and only one of them has the run.
         """
-        if self.run is not None and len(self.run.steps) and self.run.steps[-1] == measurements.step:
+        run, step = self.run, measurements.step
+        if run is not None and len(run.steps) and run.steps[-1] == step:
             if final:
                 self.finish()
             return
+        with self._guarded("the learning-rate schedule"):
+            if run is not None and (moved := moved_plan(run.plan_at(step), self.schedule, step)):
+                run.add_plan(moved)
         self.observe(measurements, final=final)
-
-
-def make_plan(schedule: Any, total_steps: int | None, batch: int | None, *, from_step: int = 0) -> Plan:
-    """The plan as a run stores it.
-
-    Raises:
-        ConfigError: If the schedule breaks a rule.
-    """
-    if schedule is None:
-        return Plan(from_step, total_steps, None, batch, "unknown")
-    if isinstance(schedule, Plan):  # a replay knows the plan of the training that it repeats
-        return replace(schedule, from_step=from_step)
-    from ma_monitor.schedule import planned_rates
-
-    planned = planned_rates(schedule, total_steps)
-    return Plan(from_step, total_steps, planned.lr, batch, planned.schedule, planned.held)
 
 
 def _versions() -> dict[str, str]:

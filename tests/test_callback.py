@@ -282,3 +282,17 @@ def tokenizer() -> Any:
     words = {f"w{i}": i for i in range(VOCABULARY)}
     inner = Tokenizer(models.WordLevel(words, unk_token="w0"))
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="w0", pad_token="w0", unk_token="w0")
+
+
+def test_a_rate_that_falls_on_plateaus_is_followed(tmp_path: Path) -> None:
+    """The loss falls and is taken for something to be maximised: every evaluation halves the rate."""
+    callback = MassiveActivationCallback(MonitorConfig(every=2, strict=True))
+    train(
+        tmp_path, [callback], lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps", eval_steps=3,
+        lr_scheduler_kwargs={"mode": "max", "patience": 0, "factor": 0.5}, eval_dataset=Rows(4), warmup_steps=0,
+    )  # fmt: skip
+    plans = the_run(callback).plans
+    rates = [plan.lr[0] for plan in plans if plan.lr is not None]
+    assert all(plan.held for plan in plans)
+    assert rates == [1e-2 * 0.5**i for i in range(len(plans))]
+    assert len(plans) >= 3

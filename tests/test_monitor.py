@@ -277,3 +277,23 @@ def test_the_ratio_must_be_known() -> None:
 def test_pythias_early_steps_are_due() -> None:
     due = [step for step in range(1200) if MonitorConfig(every=500).due(step)]
     assert due == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 500, 512, 1000]
+
+
+def test_a_rate_that_nobody_can_foresee_is_planned_anew_when_it_moves(tmp_path: Path) -> None:
+    """A training whose plateau halves the rate at every third update, and wavers by less than a tenth between."""
+    model = tiny_llama(attention_dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.8)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    monitor = Monitor(
+        model, PROBE, MonitorConfig(every=1, strict=True), run_dir=tmp_path, schedule=plateau, total_steps=9
+    )
+    for step in range(10):
+        optimizer.param_groups[0]["lr"] = 0.8 * 0.5 ** (step // 3) * (1 + 0.02 * (step % 3))
+        monitor.step(step, final=step == 9)
+    assert monitor.run is not None
+    plans = monitor.run.plans
+    assert [(plan.from_step, plan.held) for plan in plans] == [(0, True), (3, True), (6, True), (9, True)]
+    assert [set(plan.lr) for plan in plans if plan.lr is not None] == [{0.8}, {0.4}, {0.2}, {0.1}]
+    assert len([event for event in monitor.run.events if event.kind == "plan changed"]) == 3
+    monitor.close()
+    assert monitor.schedule is None

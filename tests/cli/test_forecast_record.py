@@ -148,7 +148,8 @@ def test_dashboards_are_told_at_doublings_and_at_the_end(tmp_path: Path) -> None
     assert list(told) == [64, 128, 256, 550, 1050, TOTAL], "before, no forecast has three measurements to show for it"
     for step, (held, error) in told.items():
         fared = track_document(track_record(run, at=step))
-        assert (held, error) == (fared["held"], pytest.approx(math.exp(fared["error"])))
+        assert held == fared["held"]
+        assert error == pytest.approx(math.exp(fared["error"]))
 
 
 def test_past_runs_stand_beside(call: Call, run_dir: Path) -> None:
