@@ -165,10 +165,11 @@ def what_if(source: Run, schedule: str, at: int | None, until: int | None) -> Pl
         )
     if total > LONGEST:
         raise ConfigError(f"--schedule lists every rate, of at most {LONGEST:,} updates, got {total:,}; ask for fewer")
-    lr = planned_rates(schedule, total).lr
+    rates = planned_rates(schedule, total)
+    lr = rates.lr
     if lr is not None and current is not None and current.lr is not None and not schedule.endswith(FILES):
         lr *= current.lr.max()
-    return Plan(now, total, lr, None, schedule)
+    return Plan(now, total, lr, None, schedule, rates.held)
 
 
 def read_steps(path: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +204,10 @@ def test_what_if_scales_to_the_runs_own_rates(run_dir: Path, tmp_path: Path) -> 
     given = what_if(run, str(tmp_path / "rates.npy"), AT, None)
     assert given.lr is not None
     assert set(given.lr[AT:]) == {5.0}, "rates of a file are no shares of a peak"
+    assert not given.held
+    state = {"log_history": [{"step": 100, "learning_rate": 5.0}], "max_steps": TOTAL}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    assert what_if(run, str(tmp_path / "trainer_state.json"), AT, None).held, "what comes after step 100 is not known"
 
 
 def test_what_if_keeps_the_past(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
