@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ma_monitor.numerics.members import ANCHOR, member_names, member_paths
 from ma_monitor.numerics.mixture import Mixture
+from ma_monitor.numerics.values import interpolate
 
 Floats = NDArray[np.float64]
 
@@ -112,7 +113,7 @@ def inputs_of(mixture: Mixture, knots: Floats, end: int) -> Inputs:
     by_name["run_damped_trend"] = by_name["damped_trend"].mean(axis=0)
     smooth = _smoothed(seen)
     back = times[-1] - np.minimum(then - times[-1], 0.95 * times[-1])
-    by_name["mirrored"] = now[:, None] - np.stack([np.interp(back, times, row) for row in smooth])
+    by_name["mirrored"] = now[:, None] - interpolate(back, times, smooth)
     by_name |= {name: value[:, None] for name, value in _shape(times, seen, smooth, now).items()}
     for name in (*(f"then_{back:g}" for back in RUN_BACK), "slope_half", "above_first"):
         by_name[f"run_{name}"] = by_name[name].mean()
@@ -143,10 +144,8 @@ def _schedule(mixture: Mixture, knots: Floats, end: int) -> dict[str, Floats]:
 def _shape(times: Floats, seen: Floats, smooth: Floats, now: Floats) -> dict[str, Floats]:
     """The shape of what was seen, a number a layer: ``[L]`` each."""
     logs = np.log1p(times)
-    shape: dict[str, Floats] = {}
-    for back in BACK:
-        at = np.log1p(times[-1] / back)
-        shape[f"then_{back:g}"] = np.array([np.interp(at, logs, row) for row in smooth]) - now
+    then = interpolate(np.log1p(times[-1] / np.array(BACK)), logs, smooth).T - now
+    shape = {f"then_{back:g}": row for back, row in zip(BACK, then, strict=True)}
     for name, back in (("slope_late", 1.3), ("slope_half", 2.0)):
         first = min(int(np.searchsorted(times, times[-1] / back)), times.size - 3)
         x = logs[first:] - logs[first:].mean()

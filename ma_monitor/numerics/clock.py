@@ -34,7 +34,9 @@ class Clock:
         """Time at steps ≥ 0 of any shape."""
         at = np.asarray(steps, dtype=np.float64)
         last = self.ticks.size - 1
-        inside = np.interp(at, np.arange(last + 1), self.ticks)
+        below = np.clip(at, 0, last).astype(np.int64)  # not np.interp: it would list every planned step each time
+        tick = self.ticks[below]
+        inside = tick + (self.ticks[np.minimum(below + 1, last)] - tick) * np.clip(at - below, 0.0, 1.0)
         return inside + np.maximum(at - last, 0.0) * self.rate
 
     def step(self, times: ArrayLike) -> NDArray[np.float64]:

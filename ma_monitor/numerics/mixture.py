@@ -7,12 +7,14 @@ Axes as in ``members``; ``J`` origins, ``P`` sampled paths.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.numerics.clock import Clock, step_clock
 from ma_monitor.numerics.members import INDEPENDENT, TINY, CurveGrid, horizon, member_names, member_paths, reach
+from ma_monitor.numerics.values import interpolate
 
 Floats = NDArray[np.float64]
 
@@ -75,13 +77,9 @@ class Correction:
         middle = np.median(paths, axis=2, keepdims=True)
         away = paths - middle
 
-        def at(knots: Floats, now: float | None) -> Floats:
-            x = self.ahead if now is None else np.append(0.0, self.ahead)
-            rows = knots if now is None else np.pad(knots, ((0, 0), (1, 0)), constant_values=now)
-            return np.stack([np.interp(ahead, x, row) for row in rows])[:, :, None]
-
-        stretch = np.where(away < 0, at(self.below, None), at(self.above, None))
-        return np.asarray(middle + at(self.shift, 0.0) + away * stretch)
+        shift = interpolate(ahead, np.append(0.0, self.ahead), np.pad(self.shift, ((0, 0), (1, 0))))
+        below, above = (interpolate(ahead, self.ahead, knots) for knots in (self.below, self.above))
+        return np.asarray(middle + shift[:, :, None] + away * np.where(away < 0, below[:, :, None], above[:, :, None]))
 
 
 @dataclass(frozen=True)
@@ -244,11 +242,13 @@ class _Draws:
     bend: Floats
 
 
+@cache
 def noise_draws(points: int, paths: int) -> Floats:
     """Standard normal noise of every point on every path, ``[points, paths]``: the same numbers always."""
     return np.random.default_rng(1).standard_normal((points, paths))
 
 
+@cache
 def _draws() -> _Draws:
     """The same numbers always, in pairs of opposite sign, with errors that follow Student's t."""
     rng = np.random.default_rng(0)
