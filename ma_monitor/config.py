@@ -26,6 +26,8 @@ class MonitorConfig:
             of a training batch are read; None for 10.
         source: What is read at due steps: the fixed ``probe``, or the training's own forward, ``train_batch``, which
             costs no forward of its own but has other text every time, padding included.
+        combiner: File that `ma-monitor learn` wrote, for forecasts that rest on past runs of your own; it is copied
+            into the run's directory. None for the packaged one.
         strict: Raise what would otherwise be warned about once and recorded. For tests, never for a real training.
     """
 
@@ -34,6 +36,7 @@ class MonitorConfig:
     ratio: Ratio = "ratio_of_means"
     batch_size: int | None = None
     source: Source = "probe"
+    combiner: str | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ import ma_monitor
 from ma_monitor.analysis import Analysis, analyse, forecast_run, refit_due
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, StoreError
+from ma_monitor.learned.combiner import adopt
 from ma_monitor.planning import make_plan, moved_plan
 from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, RunMeta
 from ma_monitor.runs.store import Run
@@ -267,12 +268,15 @@ class Monitor(Observer):
 
         Raises:
             StoreError: As for the monitor.
+            ConfigError: If the configuration's combiner cannot be used.
         """
         meta = self._meta if name is None else replace(self._meta, model=replace(self._meta.model, name=name))
         if resume_from is None:
             self.run = Run.create(run_dir, meta, plan)
         else:
             self.run = Run.continue_(run_dir, meta, plan, from_step=resume_from)
+        if self.config.combiner is not None:
+            adopt(Path(self.config.combiner), self.run.path)
         self.told = told_of(self.run)
 
     def step(self, step: int, *, final: bool = False, force: bool = False) -> bool:

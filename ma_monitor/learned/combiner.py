@@ -13,6 +13,7 @@ The packaged model is plain JSON with its data card; XGBoost is imported when it
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -143,6 +144,19 @@ def load(path: Path) -> Combiner:
         raise
     except Exception as error:  # json, numpy and XGBoost raise anything on what is cut short or hostile
         raise ConfigError(f"a combiner must be a file that `ma-monitor learn` wrote; {path} is not: {error}") from error
+
+
+def adopt(path: Path, folder: Path) -> None:
+    """Copies a combiner into a run's directory, whose forecasts then use it.
+
+    Raises:
+        ConfigError: If it is none of this version's, or XGBoost is not installed.
+    """
+    try:
+        load(path)
+    except ImportError as error:
+        raise ConfigError("a combiner needs XGBoost: pip install 'ma_monitor[predict]'") from error
+    shutil.copyfile(path, folder / NAME)
 
 
 def packaged_path() -> Path:
