@@ -54,12 +54,14 @@ from ma_monitor.architecture.predictor import (
 from ma_monitor.architecture.sweep import PACKAGED as SWEEP
 from ma_monitor.architecture.sweep import Training, load_sweep, save_sweep
 from ma_monitor.cli.common import open_run
+from ma_monitor.learned import training
 from ma_monitor.learned.prior import LEVELS, Prior, combined, conditioned
 from ma_monitor.numerics.clock import learning_rate_clock
 from ma_monitor.numerics.fit import Fit, fit_trajectories
 from ma_monitor.numerics.forecast import forecast
 
 Floats = NDArray[np.float64]
+Correct = Callable[..., Any]
 RESULTS = Path(__file__).with_name("results")
 PYTHIA = {
     "14m": (6, 128, 4, 50_304),
@@ -356,9 +358,11 @@ RECENT = 5
 def with_prior() -> dict[str, Any]:
     """Forecasts made early in a training, alone and with what a predictor of the other shapes expected beforehand."""
     begin = time.perf_counter()
-    own = [one for one in load_sweep() if one.kind == "gpu"]
+    sweep = load_sweep()
+    own = [one for one in sweep if one.kind == "gpu"]
     table = make_table(own)
     shapes = [int(table.group[table.training == number][0]) for number in range(len(own))]
+    learned = learned_without(own, [one for one in sweep if one.kind != "gpu"], shapes)
     scores: dict[str, dict[str, list[Floats]]] = {}
     groups: dict[str, list[int]] = {}
     for number, one in enumerate(own):
@@ -367,7 +371,7 @@ def with_prior() -> dict[str, Any]:
         expected = prior(one.shape, len(one.lr) - 1, one.lr, teacher)
         for share in SEEN:
             key = f"{share:.0%} seen"
-            for name, (error, inside) in early(one, expected, share).items():
+            for name, (error, inside) in early(one, expected, share, learned[shapes[number]]).items():
                 scores.setdefault(key, {}).setdefault(name, []).append(np.stack([error, inside]))
             groups.setdefault(key, []).append(shapes[number])
     out: dict[str, Any] = {}
@@ -382,12 +386,13 @@ def with_prior() -> dict[str, Any]:
             }
             for name, values in each.items()
         }
-        alone, joined = each["forecast"][:, 0], each["with the prior"][:, 0]
-        out[key]["with / without"] = {
-            "value": float(joined.mean() / alone.mean()),
-            "interval": bootstrap(group, mean_of(joined, alone)),
-            "better in": f"{int((joined < alone).sum())} of {len(alone)} trainings",
-        }
+        for name in ("in-run forecast", "learned forecast"):
+            alone, joined = each[name][:, 0], each[f"{name} with the prior"][:, 0]
+            out[key][f"{name}: with / without"] = {
+                "value": float(joined.mean() / alone.mean()),
+                "interval": bootstrap(group, mean_of(joined, alone)),
+                "better in": f"{int((joined < alone).sum())} of {len(alone)} trainings",
+            }
     print(json.dumps(out, indent=1, ensure_ascii=False))
     return {"seconds": round(time.perf_counter() - begin, 1), "trainings": len(own), **out}
 
@@ -397,23 +402,43 @@ def mean_of(values: Floats, over: Floats | None = None) -> Callable[[NDArray[Any
     return lambda rows: float(values[rows].mean() / (1.0 if over is None else over[rows].mean()))
 
 
-def early(one: Training, expected: Prior, share: float) -> dict[str, tuple[Floats, Floats]]:
-    """Mean abs log error of every layer over the rest, and the share inside the 80 % interval, for three ways."""
+PARTS = 3
+"""Parts of the shapes that the learned forecast is retrained without."""
+
+
+def learned_without(own: Sequence[Training], also: Sequence[Training], shapes: Sequence[int]) -> dict[int, Correct]:
+    """For every shape what past runs teach the forecast, learned from others and from runs that are never scored."""
+    runs = [
+        training.PastRun(str(shape), one.steps.astype(np.float64), one.ratios, one.lr)
+        for one, shape in zip([*own, *also], [*shapes, *range(1000, 1000 + len(also))], strict=True)
+    ]
+    cases = [case for number, run in enumerate(runs) for case in training.cases_of(run, number)]
+    order = np.random.default_rng(0).permutation(np.unique(shapes))
+    out: dict[int, Correct] = {}
+    for part in np.array_split(order, PARTS):
+        names = {str(shape) for shape in part}
+        teacher = training.train_on([case for case in cases if case.configuration not in names])
+        out |= dict.fromkeys(part.tolist(), teacher.correct)
+    return out
+
+
+def early(one: Training, expected: Prior, share: float, learned: Correct) -> dict[str, tuple[Floats, Floats]]:
+    """Mean abs log error of every layer over the rest, and the share inside the 80 % interval, by several ways."""
     total = len(one.lr) - 1
     at = int(one.steps[one.steps <= share * total][-1])
     seen = one.steps <= at
-    made = forecast(one.steps, one.ratios, at=at, grid=one.steps[~seen], lr=one.lr, total_steps=total)
-    alone = np.log(np.stack([layer.quantiles for layer in made.layers]))
+    forecasts = {}
+    for name, correct in (("in-run forecast", None), ("learned forecast", learned)):
+        made = forecast(
+            one.steps, one.ratios, at=at, grid=one.steps[~seen], lr=one.lr, total_steps=total, correct=correct
+        )
+        forecasts[name] = np.log(np.stack([layer.quantiles for layer in made.layers]))
     now, later = float(one.clock[seen][-1]), one.clock[~seen]
     known = np.log(one.ratios[:, seen][:, -RECENT:]).mean(axis=1)
     beforehand = conditioned(expected, now, known, later)
     last = np.tile(known[:, None, None], (1, len(LEVELS), len(later)))  # for its median: it has no interval
-    ways = {
-        "last value": last,
-        "forecast": alone,
-        "prior": beforehand,
-        "with the prior": combined(beforehand, alone, now),
-    }
+    joined = {f"{name} with the prior": combined(beforehand, alone, now) for name, alone in forecasts.items()}
+    ways = {"last value": last, "prior": beforehand, **forecasts, **joined}
     truth = np.log(one.ratios[:, ~seen])
     low, middle, high = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))
     return {
