@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,17 +97,13 @@ def train(runs: Sequence[PastRun], *, card: Mapping[str, object] | None = None) 
     Raises:
         ConfigError: If there are fewer than ``2 · FOLDS`` configurations, or XGBoost is not installed.
     """
+    _configurations(run.configuration for run in runs)
     return train_on([case for number, run in enumerate(runs) for case in cases_of(run, number)], card=card)
 
 
 def train_on(cases: Sequence[Case], *, card: Mapping[str, object] | None = None) -> Combiner:
     """The same from cases made before (``cases_of``)."""
-    names = sorted({case.configuration for case in cases})
-    if len(names) < 2 * FOLDS:
-        raise ConfigError(
-            f"a forecast learns from at least {2 * FOLDS} configurations with a known schedule, got {len(names)}; "
-            "give more runs"
-        )
+    names = _configurations(case.configuration for case in cases)
     np.random.default_rng(0).shuffle(names)
     fold = {name: i % FOLDS for i, name in enumerate(names)}
     centre, spread, states, usual = _states(cases)
@@ -121,6 +117,17 @@ def train_on(cases: Sequence[Case], *, card: Mapping[str, object] | None = None)
     widen = np.stack([_conformal(group) for group in beyond])
     facts = {"runs": len({case.run for case in cases}), "configurations": len(names)}
     return Combiner(_boost(cases), widen, centre, spread, states, usual, {**facts, **(card or {})})
+
+
+def _configurations(names: Iterable[str]) -> list[str]:
+    """Each once, in order, if they are enough."""
+    found = sorted(set(names))
+    if len(found) < 2 * FOLDS:
+        raise ConfigError(
+            f"a forecast learns from at least {2 * FOLDS} configurations with a known schedule, got {len(found)}; "
+            "give more runs"
+        )
+    return found
 
 
 def _boost(cases: Sequence[Case]) -> Booster:
