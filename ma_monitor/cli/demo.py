@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     say(outcome_table(layers))
     say()
     say(f"{len(source.steps)} measurements played back, fitted and forecast in {seconds:.1f} s. The run: {out}")
+    say("This run is among those that the forecast learned from: of a new one it knows less.")
     say("next:")
     for words in ("fit {}", "forecast {} --at 3000", "log {} --to tensorboard", "export {} --out demo.csv"):
         say(f"  ma-monitor {words.format(out)}")
