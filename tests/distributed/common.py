@@ -49,12 +49,19 @@ def alone(model: nn.Module, *, batch_size: int | None = BATCH) -> Measurements:
 
 
 def differs(one: Measurements, other: Measurements) -> float:
-    """Largest relative difference of any number; 0 only if every number is equal to the bit, places included."""
+    """Largest relative difference of any number; 0 only if every number is equal to the bit, places included.
+
+    Signs are compared where both found the same entry: of two entries that rounding makes equal, either may be found.
+    """
     worst = 0.0
-    for name in ("top", "median"):
-        a, b = getattr(one, name), getattr(other, name)
+    for a, b in ((np.abs(one.top), np.abs(other.top)), (one.median, other.median)):
         worst = max(worst, float(np.max(np.abs(a - b) / np.maximum(np.abs(b), np.finfo(np.float32).tiny))))
-    same = all(np.array_equal(getattr(one, n), getattr(other, n)) for n in ("position", "token", "channel", "nan"))
+    same_entry = (one.position == other.position) & (one.channel == other.channel)
+    if (np.sign(one.top) != np.sign(other.top))[same_entry].any():
+        return float("inf")
+    same = all(
+        np.array_equal(getattr(one, n), getattr(other, n)) for n in ("top", "position", "token", "channel", "nan")
+    )
     return worst if same or worst else float("inf")
 
 
