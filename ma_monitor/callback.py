@@ -120,7 +120,8 @@ class MassiveActivationCallback(TrainerCallback):
             if team.groups:  # from here on this process takes part, whatever becomes of its run
                 self.monitor = monitor
             if self._main:
-                self._open(monitor, args, state, kwargs.get("lr_scheduler"), checkpoint)
+                monitor.schedule, monitor.optimizer = kwargs.get("lr_scheduler"), kwargs.get("optimizer")
+                self._open(monitor, args, state, checkpoint)
                 monitor.told += [key for key in _known_alerts(state) if key not in monitor.told]
                 self.monitor = monitor
                 self._remember(state)
@@ -204,15 +205,13 @@ class MassiveActivationCallback(TrainerCallback):
             handler = self._trainer.callback_handler if self._trainer is not None else find_handler()
             monitor.sinks = self._reporters(handler, args, state, control, model)
 
-    def _open(
-        self, monitor: Monitor, args: TrainingArguments, state: TrainerState, scheduler: Any, checkpoint: Path | None
-    ) -> None:
+    def _open(self, monitor: Monitor, args: TrainingArguments, state: TrainerState, checkpoint: Path | None) -> None:
         """Opens a new run, or the one that is resumed: from its directory, else from the copy in the checkpoint."""
         path = self._run_dir or Path(str(args.output_dir)) / "ma_monitor"
         resumed = state.global_step or None
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        monitor.schedule = scheduler
-        plan = make_plan(scheduler, state.max_steps, batch, from_step=state.global_step)
+        total, now = state.max_steps, state.global_step
+        plan = make_plan(monitor.schedule, total, batch, from_step=now, optimizer=monitor.optimizer)
         if resumed is None:
             monitor.open(_free(path), plan)
             return

@@ -196,6 +196,7 @@ class Monitor(Observer):
     Attributes:
         model: What is measured; assign another of the same shape to go on with that one.
         schedule: The schedule in training, looked at again where its rates cannot be foreseen.
+        optimizer: The optimizer in training, for a schedule that has none of its own.
     """
 
     def __init__(
@@ -235,7 +236,7 @@ class Monitor(Observer):
 
         super().__init__(None, config, sinks=sinks)
         self.model: nn.Module | None = None
-        self.schedule = schedule
+        self.schedule, self.optimizer = schedule, None
         if (probe is None) != (self.config.source == "train_batch"):
             raise ConfigError(
                 'a monitor needs a probe with source="probe" and takes none with source="train_batch", '
@@ -337,9 +338,9 @@ class Monitor(Observer):
             self._missed(step)
 
     def close(self) -> None:
-        """Flushes the sinks, closes the run and lets go of model and schedule. May be called twice."""
+        """Flushes the sinks, closes the run and lets go of what is in training. May be called twice."""
         super().close()
-        self.model = self.schedule = None
+        self.model = self.schedule = self.optimizer = None
 
     def _described(self, team: Team, model: nn.Module) -> RunMeta:
         """What is fixed for the run; looks at the model's forward, which may need every process."""
@@ -382,7 +383,7 @@ class Monitor(Observer):
                 self.finish()
             return
         with self._guarded("the learning-rate schedule"):
-            if run is not None and (moved := moved_plan(run.plan_at(step), self.schedule, step)):
+            if run is not None and (moved := moved_plan(run.plan_at(step), self.schedule, step, self.optimizer)):
                 run.add_plan(moved)
         self.observe(measurements, final=final)
 

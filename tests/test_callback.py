@@ -284,6 +284,35 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="w0", pad_token="w0", unk_token="w0")
 
 
+class Halving:
+    """A scheduler of somebody's own, of no known base, that keeps its optimizer to itself."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer, self._steps = optimizer, 0
+
+    def step(self) -> None:
+        self._steps += 1
+        self._optimizer.param_groups[0]["lr"] *= 0.5 if self._steps % 4 == 0 else 1.0
+
+    def get_last_lr(self) -> list[float]:
+        return [float(group["lr"]) for group in self._optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"steps": self._steps}
+
+
+def test_a_scheduler_that_nobody_knows_holds_the_present_rate(tmp_path: Path) -> None:
+    callback = MassiveActivationCallback(MonitorConfig(every=2, strict=True))
+    trainer = make_trainer(tmp_path, [callback])
+    optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)  # type: ignore[union-attr]
+    trainer.optimizer, trainer.lr_scheduler = optimizer, Halving(optimizer)  # type: ignore[assignment]
+    trainer.train()
+    plans = the_run(callback).plans
+    assert "Halving, which cannot be known in advance: the present rate 0.1 is held" in plans[0].schedule
+    assert [plan.lr[0] for plan in plans if plan.lr is not None] == pytest.approx([0.1, 0.05, 0.025, 0.0125])
+    assert [plan.from_step for plan in plans] == [0, 4, 8, 12]
+
+
 def test_a_rate_that_falls_on_plateaus_is_followed(tmp_path: Path) -> None:
     """The loss falls and is taken for something to be maximised: every evaluation halves the rate."""
     callback = MassiveActivationCallback(MonitorConfig(every=2, strict=True))
