@@ -12,7 +12,8 @@ from transformers import GPTNeoXConfig, LlamaConfig
 
 from ma_monitor.architecture.features import shape_of
 from ma_monitor.architecture.prediction import packaged, predict
-from ma_monitor.cli.predict import BASE
+from ma_monitor.cli.__main__ import build_parser
+from ma_monitor.cli.predict import BASE, run
 from tests.cli.conftest import Call
 from tests.replay.conftest import hub, hub_server
 from tests.replay.loopback import LoopbackHub
@@ -126,3 +127,10 @@ def test_a_model_on_the_hub(call: Call, refused: Callable[..., str], hub: Loopba
     hub.put("org/small", "main", folder)
     assert call("predict", "org/small", "--json").document["shape"] == shape_of(LlamaConfig(**SIZES)).to_dict()
     assert "there is no folder and no public model 'org/none'" in refused("predict", "org/none")
+
+
+def test_help(call: Call) -> None:
+    result = call("predict", "--help")
+    example = result.out.split("example:\n  ma-monitor ")[1].split()
+    assert build_parser().parse_args(example).run is run
+    assert "--compare" in result.out
