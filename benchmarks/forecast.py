@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ma_monitor.learned import combiner, training
+from ma_monitor.learned import training
+from ma_monitor.learned.combiner import load as load_combiner
+from ma_monitor.learned.correction import packaged_path
 from ma_monitor.numerics.backtest import (
     BANDS,
     BASELINES,
@@ -111,7 +113,7 @@ def ways(runs: Sequence[Recorded], quick: bool, folds: int) -> Iterator[tuple[st
     """Ways to forecast, and their trials."""
     yield "in-run mixture alone", [trial for run in runs for trial in run.trials(None)]
     if quick:
-        correct = combiner.load(combiner.packaged_path()).correct
+        correct = load_combiner(packaged_path()).correct
         yield "packaged model", [trial for run in runs for trial in run.trials(correct)]
         return
     yield from transfers(runs)
