@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError
-from ma_monitor.learned.combiner import correction_for
+from ma_monitor.learned.correction import Corrections
 from ma_monitor.numerics.fit import Fit, fit_trajectories
 from ma_monitor.numerics.forecast import Forecast, forecast
 from ma_monitor.numerics.values import MIN_POINTS
@@ -108,10 +108,11 @@ def forecast_run(
 ) -> Forecast:
     """The forecast of layers 1 … L; uses no measurement after ``at``, and the plan in force then unless given another.
 
-    What past runs teach comes from the run's own ``combiner.json``, or else from the package. With ``plan``
+    What past runs teach and the architecture let expect comes in as ``learned.correction`` says. With ``plan``
     it answers "what if", and must not be shown as the run's own forecast.
     """
     seen = _seen(run, at)
+    own_plan = plan is None
     plan = plan or run.plan_at(int(run.steps[seen - 1]))
     return forecast(
         run.steps[:seen],
@@ -121,7 +122,8 @@ def forecast_run(
         lr=None if plan is None else _rates(run.plans, plan, int(run.steps[seen - 1])),
         total_steps=None if plan is None else plan.total_steps,
         thresholds=thresholds,
-        correct=correction_for(run.path),
+        correct=Corrections(run.path, expected=rank == 1 and own_plan),
+        held=plan is not None and plan.held,
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ma_monitor
 from ma_monitor.analysis import Analysis, analyse, forecast_run, refit_due
+from ma_monitor.architecture.prediction import write_prior
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, StoreError
 from ma_monitor.learned.combiner import adopt
@@ -274,6 +275,8 @@ class Monitor(Observer):
         meta = self._meta if name is None else replace(self._meta, model=replace(self._meta.model, name=name))
         if resume_from is None:
             self.run = Run.create(run_dir, meta, plan)
+            with self._guarded("what the architecture lets expect"):
+                write_prior(getattr(self.model, "config", None), plan, self.run.path)
         else:
             self.run = Run.continue_(run_dir, meta, plan, from_step=resume_from)
         if self.config.combiner is not None:

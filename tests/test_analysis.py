@@ -9,7 +9,7 @@ import pytest
 
 from ma_monitor.analysis import analyse, forecast_run
 from ma_monitor.errors import ConfigError
-from ma_monitor.learned.combiner import correction_for
+from ma_monitor.learned.correction import Corrections
 from ma_monitor.numerics.forecast import forecast
 from ma_monitor.runs.records import Plan
 from ma_monitor.runs.store import Run
@@ -33,7 +33,7 @@ def run_with(folder: Path, last: int, resumed_at: int | None = None) -> Run:
 def test_the_past_keeps_its_rates_when_a_resume_changes_the_plan(tmp_path: Path) -> None:
     run = run_with(tmp_path, 50, resumed_at=30)
     stitched = np.concatenate([np.linspace(1.0, 0.0, 61)[:30], np.full(71, 0.5)])
-    correct = correction_for(run.path)
+    correct = Corrections(run.path)
     expected = forecast(run.steps, run.ratios(), lr=stitched, total_steps=100, correct=correct)
     assert forecast_run(run).to_dict() == expected.to_dict()
 

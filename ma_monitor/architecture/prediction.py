@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ from ma_monitor.architecture.predictor import (
     recipe_of,
 )
 from ma_monitor.errors import ConfigError
+from ma_monitor.learned.correction import save_prior
 from ma_monitor.learned.prior import Prior
 from ma_monitor.numerics.batch import fit_curves
 from ma_monitor.numerics.clock import learning_rate_clock
 from ma_monitor.numerics.events import Crossing, Peak
 from ma_monitor.numerics.forecast import Asymptote, LayerForecast
+from ma_monitor.runs.records import Plan
 
 Floats = NDArray[np.float64]
 
@@ -84,6 +87,21 @@ def prior(config: Any, total_steps: int, lr: ArrayLike | None = None, predictor:
     shape = config if isinstance(config, Shape) else shape_of(config)
     recipe = recipe_of(_rates(teacher, total_steps, lr))
     return Prior(TIMES, teacher.quantiles(shape, recipe))
+
+
+def write_prior(config: Any, plan: Plan, folder: Path) -> None:
+    """Writes what is expected of a training into its run's directory, where forecasts find it.
+
+    Nothing is written where the plan is not known, XGBoost is missing, or the configuration is none that the sweep can
+    say anything of.
+    """
+    if plan.lr is None or plan.held or not plan.total_steps or not plan.lr.max() > 0:
+        return
+    try:
+        expected = prior(config, plan.total_steps, plan.lr)
+    except (ConfigError, ImportError, AttributeError):  # an own model's configuration may be anything
+        return
+    save_prior(expected, plan.total_steps, folder)
 
 
 def predict(

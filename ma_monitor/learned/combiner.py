@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,35 +155,6 @@ def adopt(path: Path, folder: Path) -> None:
     except ImportError as error:
         raise ConfigError("a combiner needs XGBoost: pip install 'ma_monitor[predict]'") from error
     shutil.copyfile(path, folder / NAME)
-
-
-def packaged_path() -> Path:
-    """The combiner that comes with the package."""
-    return Path(__file__).parent / "data" / NAME
-
-
-def correction_for(folder: Path) -> Callable[[Mixture, int | None], Correction]:
-    """What corrects the forecasts of the run in ``folder``: its own ``combiner.json``, else the packaged one.
-
-    What cannot be used corrects nothing, and says why: a forecast without it is better than none.
-    """
-    own = folder / NAME
-    path = own if own.is_file() else packaged_path()
-
-    def correct(mixture: Mixture, end: int | None) -> Correction:
-        try:
-            return _loaded(path, path.stat().st_mtime_ns).correct(mixture, end)
-        except ImportError:
-            return Correction.none("the in-run mixture alone: XGBoost is missing, pip install 'ma_monitor[predict]'")
-        except Exception as error:
-            return Correction.none(f"the in-run mixture alone: {error}")
-
-    return correct
-
-
-@lru_cache(maxsize=4)
-def _loaded(path: Path, changed: int) -> Combiner:
-    return load(path)
 
 
 def _predict(booster: Booster, values: Floats) -> Floats:

@@ -30,6 +30,8 @@ FOLDS = 5
 """Parts of the configurations that are left out in turn, to calibrate."""
 STATES = 400
 """At most so many states of past runs are kept, to tell how alike a run is."""
+WIDER = 1.15
+"""Factor on the calibrated band: runs to come are less alike to past ones than those are to each other."""
 BAND = (0.1, 0.9)
 TREES = 100
 PARAMETERS = {
@@ -114,7 +116,7 @@ def train_on(cases: Sequence[Case], *, card: Mapping[str, object] | None = None)
         for case in cases:
             if fold[case.configuration] == left_out:
                 beyond[_bin(case.inputs.seen)].append(_beyond(part, case))
-    widen = np.stack([_conformal(group) for group in beyond])
+    widen = WIDER * np.stack([_conformal(group) for group in beyond])
     facts = {"runs": len({case.run for case in cases}), "configurations": len(names)}
     return Combiner(_boost(cases), widen, centre, spread, states, usual, {**facts, **(card or {})})
 

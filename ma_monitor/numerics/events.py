@@ -33,7 +33,7 @@ class Peak:
         identified: Whether both ends of that interval lie before the scheduled end, it is narrower than half of the
             step, and a past maximum stands far above the noise, seen from the first point and from the last. More
             points around and after the maximum, or a clear bend before it, turn this true.
-        probability: That the maximum comes before the scheduled end.
+        probability: That the maximum comes before the scheduled end, with a fall of more than noise after it.
         status: ``past``, ``ahead``, ``not_within_schedule`` (largest at the scheduled end), or ``none`` (it never
             rose above its first points by more than noise).
     """
@@ -80,7 +80,8 @@ def find_peak(steps: Floats, past: Floats, noise: float, nodes: Floats, ahead: F
     )
     end = float(nodes[-1])
     low, middle, high = (float(_higher(places, q)) for places, q in ((first, 0.1), (step, 0.5), (last, 0.9)))
-    probability = float((step < end).mean())
+    fallen = np.maximum(highest, past[before]) - ahead[-1] > MARGIN * error
+    probability = float(((step < end) & fallen).mean())
     if middle >= end:
         return Peak(None, None, low if low < end else None, None, False, probability, "not_within_schedule")
     rose, fell = (past[before] - past[0]) / error, (past[before] - past[-1]) / error

@@ -8,7 +8,7 @@ points give the same forecast, bit for bit, live and later; nothing here is rand
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ GRID = 50
 """Steps of the grid where none is given."""
 NODES = 40
 """Equal parts of the time until the scheduled end in which peaks and crossings are told apart."""
+HELD = 1.5
+"""How many times as fast the error grows where rates to come are not known."""
 FORECAST = "forecast"
 """Status of a layer whose forecast is known."""
 UNBOUNDED = 100.0
@@ -142,6 +144,7 @@ def forecast(
     total_steps: int | None = None,
     thresholds: Sequence[float] = (100.0, 1000.0),
     correct: Callable[[Mixture, int | None], Correction] | None = None,
+    held: bool = False,
 ) -> Forecast:
     """Forecasts every layer from what was measured up to step ``at``.
 
@@ -156,6 +159,8 @@ def forecast(
         total_steps: The scheduled end; the end of ``lr`` by default.
         thresholds: Ratios, above 0, whose first crossing is asked for.
         correct: What is known from elsewhere, as a correction of the mixture up to the planned end (None if unknown).
+        held: Whether the rates to come are not known, and a known one stands in their place: then ``correct`` is not
+            asked, and the error grows ``HELD`` times as fast.
 
     Raises:
         ValueError: If the shapes do not match, steps do not ascend from 0 or later, ``lr`` is no list of rates, or a
@@ -181,7 +186,10 @@ def forecast(
         rows = np.flatnonzero(known)
         bridged = np.stack([_bridged(seen, ratios[i]) for i in rows])
         mixture = make_mixture(clock, seen, bridged, float(_horizon_end(now, end)))
-        if correct is not None:
+        if held:
+            mixture = replace(mixture, drift=HELD * mixture.drift)
+            correction = Correction.none("the in-run mixture alone, with a wider band: rates to come are not known")
+        elif correct is not None:
             correction = correct(mixture, end)
         for layer in _known_layers(mixture, correction, rows + 1, future, end, thresholds):
             layers[layer.layer - 1] = layer

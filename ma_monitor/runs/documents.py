@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ma_monitor.errors import ConfigError, StoreError
-from ma_monitor.runs.files import read_json, write_json, writing
+from ma_monitor.runs.files import read_json, write_bytes, write_json, writing
 from ma_monitor.runs.log import SCHEMA_VERSION
 
 Document = Literal["fits", "forecast"]
+GIVEN = ("combiner.json", "prior.json")
+"""What the forecasts of a run rest on besides its measurements."""
 
 
 def write_document(folder: Path, name: Document, document: dict[str, Any]) -> None:
@@ -52,3 +54,10 @@ def remove_documents(folder: Path, *names: Document) -> None:
     for name in names:
         with writing(folder):
             (folder / f"{name}.json").unlink(missing_ok=True)
+
+
+def copy_given(folder: Path, to: Path) -> None:
+    """Copies what forecasts rest on, as far as it is there."""
+    for name in GIVEN:
+        if (folder / name).is_file():
+            write_bytes(to / name, (folder / name).read_bytes(), sync=True)

@@ -22,7 +22,7 @@ from ma_monitor.errors import ConfigError, StoreError
 from ma_monitor.html import table
 from ma_monitor.runs.codec import encode_measurements, encode_plan, encode_rewind
 from ma_monitor.runs.contents import Contents, Place, leftover
-from ma_monitor.runs.documents import Document, read_document, remove_documents, write_document
+from ma_monitor.runs.documents import Document, copy_given, read_document, remove_documents, write_document
 from ma_monitor.runs.events import LOGGER, Event, add_event, read_events
 from ma_monitor.runs.files import read_json, replace_folder, write_bytes, write_json, writing
 from ma_monitor.runs.history import History, Stack
@@ -329,8 +329,8 @@ class Run:
     def copy_to(self, folder: str | Path) -> None:
         """Makes a compact copy, all that is needed to go on: the metadata and what is not superseded.
 
-        It is written beside and renamed, so that the folder holds a whole run or is not there. A copy that is already
-        there is replaced; a run with a diary of its own is no copy.
+        It is written beside and renamed, so that the folder holds a whole run or none. A copy already there is
+        replaced; a run with a diary of its own is no copy.
 
         Raises:
             StoreError: If the folder holds something else than a copy of a run, or cannot be written.
@@ -346,6 +346,7 @@ class Run:
         def write(new: Path) -> None:
             write_bytes(new / LOG, log, sync=True)
             write_json(new / META, meta_to_json(self.meta), sync=True)
+            copy_given(self.path, new)
 
         with writing(folder):
             replace_folder(folder, write)

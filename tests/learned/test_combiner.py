@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ma_monitor import Run
 from ma_monitor.analysis import forecast_run
 from ma_monitor.errors import ConfigError
-from ma_monitor.learned.combiner import NAME, adopt, correction_for, from_dict, load, packaged_path
+from ma_monitor.learned.combiner import NAME, adopt, from_dict, load
+from ma_monitor.learned.correction import Corrections, packaged_path
 from ma_monitor.learned.inputs import NAMES, inputs_of
 from ma_monitor.numerics.clock import learning_rate_clock, step_clock
 from ma_monitor.numerics.forecast import forecast
@@ -202,9 +203,9 @@ def test_without_xgboost_the_mixture_answers_and_says_so(tmp_path: Path, monkeyp
     own = tmp_path / NAME  # not loaded before, so that nothing is remembered
     own.write_bytes(packaged_path().read_bytes())
     monkeypatch.setitem(sys.modules, "xgboost", None)
-    said = correction_for(tmp_path)(_mixture(), TOTAL)
+    said = Corrections(tmp_path)(_mixture(), TOTAL)
     assert said.weight == 0
     assert "XGBoost is missing" in said.words
     with pytest.raises(ConfigError, match="a combiner needs XGBoost"):
         adopt(own, tmp_path)
-    assert json.loads(_said(AT, correction_for(tmp_path)))["layers"] == json.loads(_said(AT))["layers"]
+    assert json.loads(_said(AT, Corrections(tmp_path)))["layers"] == json.loads(_said(AT))["layers"]

@@ -9,7 +9,8 @@ import pytest
 
 from ma_monitor.cli.__main__ import main
 from ma_monitor.errors import ConfigError
-from ma_monitor.learned.combiner import load, packaged_path
+from ma_monitor.learned.combiner import load
+from ma_monitor.learned.correction import packaged_path
 from ma_monitor.learned.training import CUTOFFS, FOLDS, PastRun, cases_of, train
 from tests.learned.past import LR, STEPS, past_run, taught
 

@@ -1,0 +1,109 @@
+"""What corrects the forecasts of a run: what past runs teach, and what its architecture let expect beforehand.
+
+Both are files: ``combiner.json`` in the run's directory or in the package (``learned.combiner``), and ``prior.json`` in
+the run's directory (``learned.prior``), which a monitor writes when it makes the run. What cannot be used corrects
+nothing, and the forecast's words say why: a forecast without it is better than none.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ma_monitor.learned.combiner import KNOTS, NAME, load
+from ma_monitor.learned.prior import LEVELS, Prior, combined, conditioned
+from ma_monitor.numerics.members import ANCHOR, horizon
+from ma_monitor.numerics.mixture import Correction, Mixture
+from ma_monitor.numerics.values import LARGEST
+
+if TYPE_CHECKING:
+    from ma_monitor.learned.combiner import Combiner
+
+PRIOR = "prior.json"
+"""What was expected of the run, in its directory."""
+LOW, MIDDLE, HIGH = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))
+
+
+class Corrections:
+    """What corrects the forecasts of one run."""
+
+    def __init__(self, folder: Path, *, expected: bool = True) -> None:
+        """Of the run in ``folder``; if ``expected``, with what its architecture let expect (of the first rank)."""
+        own = folder / NAME
+        self._combiner = own if own.is_file() else packaged_path()
+        self._prior = folder / PRIOR if expected and (folder / PRIOR).is_file() else None
+
+    def __call__(self, mixture: Mixture, end: int | None) -> Correction:
+        """The correction of a mixture of all of the run's layers, or of some."""
+        try:
+            correction = _combiner(self._combiner, self._combiner.stat().st_mtime_ns).correct(mixture, end)
+        except ImportError:
+            correction = Correction.none(
+                "the in-run mixture alone: XGBoost is missing, pip install 'ma_monitor[predict]'"
+            )
+        except Exception as error:
+            correction = Correction.none(f"the in-run mixture alone: {error}")
+        if self._prior is None or end is None or mixture.clock.name != "learning_rate" or end <= mixture.steps[-1]:
+            return correction
+        try:
+            prior, planned = _prior(self._prior, self._prior.stat().st_mtime_ns)
+        except Exception as error:
+            return _with_words(correction, f"{correction.words}; {PRIOR} cannot be used: {error}")
+        if planned != end or len(prior.quantiles) != len(mixture.values):
+            return correction
+        return with_prior(correction, mixture, end, prior)
+
+
+def with_prior(correction: Correction, mixture: Mixture, end: int, prior: Prior) -> Correction:
+    """A correction that also weighs in what was expected beforehand of every layer, the less the more has been seen."""
+    clock, now = mixture.clock, mixture.steps[-1:]
+    knots = np.unique(np.rint(np.linspace(now[0], end, KNOTS + 1)[1:]))
+    ahead = horizon(clock, float(now[0]), knots)
+    alone = mixture.sample(knots)
+    said = np.quantile(correction.apply(alone, ahead), LEVELS, axis=2).transpose(1, 0, 2)
+    own = np.quantile(alone, (LEVELS[LOW], 0.5, LEVELS[HIGH]), axis=2)
+    whole = clock.time(np.array([float(end)]))
+    share, later = float((clock.time(now) / whole)[0]), clock.time(knots) / whole
+    recent = np.log(mixture.values[:, -ANCHOR:]).mean(axis=1)
+    both = combined(conditioned(prior, share, recent, later), said, share)
+    return Correction(
+        ahead=ahead,
+        shift=both[:, MIDDLE] - own[1],
+        below=(both[:, MIDDLE] - both[:, LOW]) / np.maximum(own[1] - own[0], 1 / LARGEST),
+        above=(both[:, HIGH] - both[:, MIDDLE]) / np.maximum(own[2] - own[1], 1 / LARGEST),
+        weight=correction.weight,
+        words=f"{correction.words}, with what the architecture let expect",
+    )
+
+
+def packaged_path() -> Path:
+    """The combiner that comes with the package."""
+    return Path(__file__).parent / "data" / NAME
+
+
+def save_prior(prior: Prior, planned: int, folder: Path) -> None:
+    """Writes what is expected of a run of so many ``planned`` updates into its directory."""
+    document = {"planned": planned, "time": prior.time.tolist(), "quantiles": prior.quantiles.round(5).tolist()}
+    (folder / PRIOR).write_text(json.dumps(document), encoding="utf-8")
+
+
+@lru_cache(maxsize=4)
+def _combiner(path: Path, changed: int) -> Combiner:
+    return load(path)
+
+
+@lru_cache(maxsize=4)
+def _prior(path: Path, changed: int) -> tuple[Prior, int]:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    prior = Prior(np.array(document["time"], dtype=float), np.array(document["quantiles"], dtype=float))
+    if prior.quantiles.shape[1:] != (len(LEVELS), prior.time.size) or not np.isfinite(prior.quantiles).all():
+        raise ValueError(f"quantiles must be [layers, {len(LEVELS)}, {prior.time.size}], got {prior.quantiles.shape}")
+    return prior, int(document["planned"])
+
+
+def _with_words(correction: Correction, words: str) -> Correction:
+    return Correction(correction.ahead, correction.shift, correction.below, correction.above, correction.weight, words)
