@@ -85,7 +85,7 @@ def test_live_follows_and_ends(tmp_path: Path) -> None:
             until(lambda: "Something happened." in out.read_text(), following)
         finally:
             following.send_signal(signal.SIGINT)
-            said, noted = following.communicate(timeout=60)
+            said, noted = following.communicate(timeout=180)
     assert following.returncode == 0
     assert "follows the training until its planned end" in noted
     assert "does not load itself again" in noted

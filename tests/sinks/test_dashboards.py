@@ -69,12 +69,13 @@ def observe(run: Run, sinks: Any, *, first: int = 0, last: int | None = None) ->
 
 
 def eventful(points: int = 20) -> Any:
-    """Ratios of four layers: one passes 1000, one jumps at the 13th point, one breaks at the 16th, one is quiet."""
+    """Ratios of four layers: one passes 1000, one jumps at the 13th point, one breaks at the 16th, one nears 100."""
     t = np.arange(points)
     rising = 5 * np.exp(0.36 * t)
     jumping = 12 * 1.01**t * np.where(t < 13, 1, 3)
     breaking = np.where(t < 16, 20 + np.sin(t), np.nan)
-    return np.stack([rising, jumping, breaking, 8 + 0.1 * np.sin(t)])
+    nearing = 10 + 37 * np.log1p(t) + 0.1 * np.sin(t)
+    return np.stack([rising, jumping, breaking, nearing])
 
 
 def test_every_kind_of_alert_once_everywhere(
