@@ -25,7 +25,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return _estimate(value)
     if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:,.4g}"
     return UNKNOWN if value is None else escape(str(value)[:300])
 
 

@@ -55,6 +55,7 @@ def test_of_fits_and_forecasts(tmp_path: Path) -> None:
     [
         (12345.6, "12,346"),
         (0.000123456, "0.0001235"),
+        (2.78085e41, "2.781e+41"),
         (None, "–"),
         ("<b>", "<b>"),
         ({"value": 3.0, "low": 2.5, "high": None, "identified": True}, "3 [2.5, –]"),
