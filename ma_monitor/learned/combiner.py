@@ -36,6 +36,8 @@ HALF_SEEN = 0.3
 """Share of the run after which the trees and the run's own mixture count the same."""
 UNLIKE_WIDER = 1.3
 """Factor on the band of a run unlike all past ones."""
+LONGER_WIDER = 1.5
+"""What an e-fold of length beyond that of past runs adds to the band, times the square of the trees' share."""
 NAME = "combiner.json"
 """The file, in a run's directory or in the package."""
 
@@ -52,6 +54,8 @@ class Combiner:
         spread: Their spreads, ``[S]``.
         states: States of past runs in these units, ``[N, S]``.
         usual: Distance to the nearest state of another run that 95 % of past layers keep.
+        length: Planned updates that nine of ten past configurations keep within. A longer run has time for what none of
+            them could show, so that its band is wider.
         card: How it was made, of what, and what it is not for.
     """
 
@@ -61,6 +65,7 @@ class Combiner:
     spread: Floats
     states: Floats
     usual: float
+    length: float
     card: dict[str, Any]
 
     def correct(self, mixture: Mixture, end: int | None) -> Correction:
@@ -85,14 +90,16 @@ class Combiner:
         low, middle, high = _predict(self.booster, inputs.values.reshape(layers * knots, -1)).reshape(3, layers, knots)
         centre = inputs.now[:, None] + middle * inputs.scale
         shift = weight * (centre - inputs.mixture[1])
-        below, above = self.widen[_bin(inputs.seen)] * (1 + (UNLIKE_WIDER - 1) * (1 - alike))
+        longer = float(np.log(max(1.0, inputs.planned / self.length)))
+        wider = (1 + (UNLIKE_WIDER - 1) * (1 - alike)) * (1 + LONGER_WIDER * longer * weight**2)
+        below, above = self.widen[_bin(inputs.seen)] * wider
         return Correction(
             ahead=inputs.ahead,
             shift=shift,
             below=below * _blend(weight, (middle - low) * inputs.scale, inputs.mixture[1] - inputs.mixture[0]),
             above=above * _blend(weight, (high - middle) * inputs.scale, inputs.mixture[2] - inputs.mixture[1]),
             weight=weight,
-            words=_words(alike),
+            words=_words(alike) + (", longer than most of those: a wider band" if longer > 0 else ""),
         )
 
     def _distance(self, state: Floats) -> Floats:
@@ -109,6 +116,7 @@ class Combiner:
             "spread": self.spread.round(5).tolist(),
             "states": self.states.round(3).tolist(),
             "usual": round(self.usual, 4),
+            "length": self.length,
             "trees": json.loads(bytes(self.booster.save_raw("json"))),
         }
 
@@ -126,7 +134,7 @@ def from_dict(document: dict[str, Any]) -> Combiner:
     booster = Booster({"nthread": 1})
     booster.load_model(bytearray(json.dumps(document["trees"]).encode()))
     widen, centre, spread, states = (np.array(document[key]) for key in ("widen", "centre", "spread", "states"))
-    return Combiner(booster, widen, centre, spread, states, document["usual"], document["card"])
+    return Combiner(booster, widen, centre, spread, states, document["usual"], document["length"], document["card"])
 
 
 def load(path: Path) -> Combiner:

@@ -75,6 +75,7 @@ class Inputs:
         scale: Scale of a change at the knots, ``[K]``.
         mixture: 10, 50 and 90 % quantiles of the in-run mixture's ln ratio, ``[3, L, K]``.
         seen: Share of the planned steps that has been seen.
+        planned: The planned end.
     """
 
     values: Floats
@@ -83,6 +84,7 @@ class Inputs:
     scale: Floats
     mixture: Floats
     seen: float
+    planned: int
 
     @property
     def state(self) -> Floats:
@@ -119,7 +121,7 @@ def inputs_of(mixture: Mixture, knots: Floats, end: int) -> Inputs:
         by_name[f"run_{name}"] = by_name[name].mean()
     values = np.stack([np.broadcast_to(by_name[name], (layers, knots.size)) for name in NAMES], axis=-1)
     scale = np.sqrt(SCALE[0] ** 2 + (SCALE[1] * ahead) ** 2)
-    return Inputs(values, now, ahead, scale, bands, last / end)
+    return Inputs(values, now, ahead, scale, bands, last / end, end)
 
 
 def _schedule(mixture: Mixture, knots: Floats, end: int) -> dict[str, Floats]:

@@ -109,16 +109,17 @@ def train_on(cases: Sequence[Case], *, card: Mapping[str, object] | None = None)
     np.random.default_rng(0).shuffle(names)
     fold = {name: i % FOLDS for i, name in enumerate(names)}
     centre, spread, states, usual = _states(cases)
+    length = float(np.quantile([max(c.inputs.planned for c in cases if c.configuration == n) for n in names], 0.9))
     beyond: list[list[Floats]] = [[], [], []]
     for left_out in range(FOLDS):
         booster = _boost([case for case in cases if fold[case.configuration] != left_out])
-        part = Combiner(booster, np.ones((3, 2)), centre, spread, states, usual, {})
+        part = Combiner(booster, np.ones((3, 2)), centre, spread, states, usual, length, {})
         for case in cases:
             if fold[case.configuration] == left_out:
                 beyond[_bin(case.inputs.seen)].append(_beyond(part, case))
     widen = WIDER * np.stack([_conformal(group) for group in beyond])
     facts = {"runs": len({case.run for case in cases}), "configurations": len(names)}
-    return Combiner(_boost(cases), widen, centre, spread, states, usual, {**facts, **(card or {})})
+    return Combiner(_boost(cases), widen, centre, spread, states, usual, length, {**facts, **(card or {})})
 
 
 def _configurations(names: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,17 @@ def test_a_run_unlike_all_past_ones_is_left_to_its_own_mixture_with_a_wider_band
     usual = taught().correct(_mixture(), TOTAL)
     assert "unlike" not in usual.words
     assert correction.below.min() > 1.2 * taught().widen[1, 0]
+
+
+def test_a_run_longer_than_past_ones_gets_a_wider_band_the_less_has_been_seen() -> None:
+    usual, long = taught(), replace(taught(), length=TOTAL / np.e)
+    for points, least in ((8, 1.4), (50, 1.05)):
+        ours, theirs = (combiner.correct(_mixture(points), TOTAL) for combiner in (usual, long))
+        np.testing.assert_allclose(theirs.above / ours.above, 1 + 1.5 * ours.weight**2)
+        assert (theirs.below / ours.below).min() > least
+        np.testing.assert_array_equal(theirs.shift, ours.shift)
+        assert "longer than most" in theirs.words
+        assert "longer" not in ours.words
 
 
 def test_without_a_schedule_or_an_end_it_says_nothing_but_why() -> None:
