@@ -267,7 +267,8 @@ def build(training: Training) -> Any:
     }
     if training.family == "llama":
         return LlamaForCausalLM(LlamaConfig(**shape))
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**shape, hidden_dropout=0.0, rotary_pct=0.25, use_parallel_residual=True))
+    shape["rotary_pct"] = 0.25
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**shape, hidden_dropout=0.0, use_parallel_residual=True))
 
 
 SCHEDULES: dict[str, tuple[str, dict[str, Any]]] = {

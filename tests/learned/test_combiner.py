@@ -44,7 +44,8 @@ def _said(points: int, correct: Any = None) -> str:
 
 def test_past_runs_teach_what_the_run_itself_cannot_know() -> None:
     """Sixteen past runs halved late; a new one that has not yet is told so. Errors at the end, in ln ratio."""
-    alone, learned = [], []
+    alone: list[float] = []
+    learned: list[float] = []
     for seed in range(100, 106):
         run = past_run(seed)
         truth = np.log(run.ratios[:, -1])

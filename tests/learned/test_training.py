@@ -68,8 +68,11 @@ def _save(folder: Path, seed: int, *, lr: bool = True) -> str:
     run = past_run(seed, layers=2 + seed % 12)
     stats = np.stack([run.ratios, 0.5 * run.ratios, np.ones_like(run.ratios)])  # [k + 1, L, T], a sequence
     path = folder / f"run-{seed}.npz"
-    options = {"lr": LR} if lr else {}
-    np.savez(path, steps=STEPS.astype(np.int64), stats=stats.transpose(2, 0, 1)[:, None], **options)
+    steps, layout = STEPS.astype(np.int64), stats.transpose(2, 0, 1)[:, None]
+    if lr:
+        np.savez(path, steps=steps, stats=layout, lr=LR)
+    else:
+        np.savez(path, steps=steps, stats=layout)
     return str(path)
 
 
