@@ -101,7 +101,7 @@ def test_every_page_opens_without_another_server(site: Path, address: str, brows
 def test_search_finds_a_page(address: str, browser: Browser) -> None:
     tab = browser.new_page(viewport={"width": DESK, "height": 900})
     tab.goto(f"{address}/")
-    tab.get_by_role("textbox", name="Search").fill("not_within_schedule")
+    tab.get_by_role("textbox", name="Search").press_sequentially("not_within_schedule")  # it listens to keys alone
     tab.wait_for_selector(".md-search-result__item a")
     assert tab.locator(".md-search-result__item a").count() >= 1
     tab.close()
