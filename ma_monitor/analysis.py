@@ -119,7 +119,7 @@ def forecast_run(
         run.ratios(rank)[:, :seen],
         until=until,
         grid=None if grid is None else np.asarray(grid, dtype=np.int64),
-        lr=None if plan is None else _rates(run.plans, plan, int(run.steps[seen - 1])),
+        lr=None if plan is None else rates_in_force(run.plans, plan, int(run.steps[seen - 1])),
         total_steps=None if plan is None else plan.total_steps,
         thresholds=thresholds,
         correct=Corrections(run.path, expected=rank == 1 and own_plan),
@@ -127,7 +127,7 @@ def forecast_run(
     )
 
 
-def _rates(plans: Sequence[Plan], plan: Plan, now: int) -> NDArray[np.float64] | None:
+def rates_in_force(plans: Sequence[Plan], plan: Plan, now: int) -> NDArray[np.float64] | None:
     """``lr[s]`` as it was up to ``now``, then as ``plan`` has it: a resume does not change the past.
 
     None where no rate is known or all are 0: a clock that stands still carries no forecast.

@@ -16,7 +16,7 @@ from ma_monitor.analysis import Analysis, analyse, forecast_run, refit_due
 from ma_monitor.architecture.prediction import write_prior
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, StoreError
-from ma_monitor.learned.combiner import adopt
+from ma_monitor.learned.combiner import adopt, usable
 from ma_monitor.planning import make_plan, moved_plan
 from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, RunMeta
 from ma_monitor.runs.store import Run
@@ -269,18 +269,19 @@ class Monitor(Observer):
             name: What the model is called; None for its family.
 
         Raises:
-            StoreError: As for the monitor.
-            ConfigError: If the configuration's combiner cannot be used.
+            StoreError, ConfigError: As for the monitor; the latter too where the combiner cannot be used.
         """
         meta = self._meta if name is None else replace(self._meta, model=replace(self._meta.model, name=name))
+        combiner = None if self.config.combiner is None else usable(Path(self.config.combiner))
         if resume_from is None:
             self.run = Run.create(run_dir, meta, plan)
-            with self._guarded("what the architecture lets expect"):
-                write_prior(getattr(self.model, "config", None), plan, self.run.path)
         else:
             self.run = Run.continue_(run_dir, meta, plan, from_step=resume_from)
-        if self.config.combiner is not None:
-            adopt(Path(self.config.combiner), self.run.path)
+        with self._guarded("what forecasts rest on"):
+            if resume_from is None:
+                write_prior(getattr(self.model, "config", None), plan, self.run.path)
+            if combiner is not None:
+                adopt(combiner, self.run.path)
         self.told = told_of(self.run)
 
     def step(self, step: int, *, final: bool = False, force: bool = False) -> bool:

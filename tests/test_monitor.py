@@ -16,6 +16,7 @@ from ma_monitor import Monitor, MonitorConfig, Probe, Run
 from ma_monitor.analysis import GROWTH, analyse, refit_due
 from ma_monitor.errors import ConfigError, ModelError, StoreError
 from ma_monitor.monitor import Observer
+from ma_monitor.runs.documents import copy_given
 from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, RunMeta
 from ma_monitor.sinks.base import Emission, MemorySink
 from tests.training import VOCABULARY, tiny_llama
@@ -73,6 +74,7 @@ def test_the_same_measurements_give_the_same_files_and_logged_values(tmp_path: P
         live.step(step, final=step == 20)
     assert live.run is not None
     run = Run.create(tmp_path / "fed", live.run.meta, live.run.plan_at(0))
+    copy_given(live.run.path, run.path)
     fed = Observer(run, STRICT, sinks=[fed_sink])
     measured = live.run.measurements()
     for measurements in measured:

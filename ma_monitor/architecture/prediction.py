@@ -101,7 +101,8 @@ def write_prior(config: Any, plan: Plan, folder: Path) -> None:
         expected = prior(config, plan.total_steps, plan.lr)
     except (ConfigError, ImportError, AttributeError):  # an own model's configuration may be anything
         return
-    save_prior(expected, plan.total_steps, folder)
+    span = float(learning_rate_clock(plan.lr).time(plan.total_steps))
+    save_prior(expected, plan.total_steps, span, folder)
 
 
 def predict(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ma_monitor.architecture.features import Shape, layer_features
 from ma_monitor.architecture.sweep import UNREADABLE, Training
 from ma_monitor.errors import ConfigError, MissingExtraError, SourceError
+from ma_monitor.learned.boosting import import_xgboost
 from ma_monitor.learned.prior import LEVELS
 from ma_monitor.numerics.clock import learning_rate_clock
 
@@ -266,7 +267,7 @@ def _fitted(x: Floats, y: Floats) -> Any:
 
 def _xgboost() -> Any:
     try:
-        import xgboost
+        xgboost = import_xgboost()
     except ImportError as error:
         raise MissingExtraError("xgboost", "predict") from error
     return xgboost

@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
             note(f"ma-monitor: {path}: left out: its schedule is not known, or a ratio is not finite and above 0")
         runs += found
     combiner = train(runs, card=card)
-    Path(args.out).write_text(json.dumps(combiner.to_dict(), separators=(",", ":")), encoding="utf-8")
+    out = Path(args.out)
+    out.with_name(f"{out.name}.new").write_text(json.dumps(combiner.to_dict(), separators=(",", ":")), encoding="utf-8")
+    out.with_name(f"{out.name}.new").replace(out)
     if args.json:
         emit_json({"out": args.out, **combiner.card})
     else:
@@ -63,10 +65,11 @@ def past_run(source: Run) -> PastRun | None:
     """A run to learn from; None where its schedule is not known, or a ratio is not finite and above 0."""
     import numpy as np
 
+    from ma_monitor.analysis import rates_in_force
     from ma_monitor.learned.training import PastRun
 
     ratios, plan = source.ratios(), source.plans[-1] if source.plans else None
-    known = plan is not None and plan.lr is not None and plan.lr.max() > 0
-    if not known or plan is None or plan.lr is None or not (np.isfinite(ratios) & (ratios > 0)).all():
+    lr = None if plan is None or plan.held else rates_in_force(source.plans, plan, int(source.steps[-1]))
+    if lr is None or not (np.isfinite(ratios) & (ratios > 0)).all():
         return None
-    return PastRun(configuration(source), source.steps.astype(float), ratios, plan.lr)
+    return PastRun(configuration(source), source.steps.astype(float), ratios, lr)

@@ -13,7 +13,7 @@ The packaged model is plain JSON with its data card; XGBoost is imported when it
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError
-from ma_monitor.learned.inputs import NAMES, Inputs, inputs_of
+from ma_monitor.learned.boosting import import_xgboost
+from ma_monitor.learned.inputs import NAMES, STATE, Inputs, inputs_of
 from ma_monitor.numerics.mixture import Correction, Mixture
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ HALF_SEEN = 0.3
 """Share of the run after which the trees and the run's own mixture count the same."""
 UNLIKE_WIDER = 1.3
 """Factor on the band of a run unlike all past ones."""
+FLAT = 0.1
+"""Layers that moved less than this in ln ratio are left to their own mixture, those that moved twice as far are not."""
 LONGER_WIDER = 1.5
 """What an e-fold of length beyond that of past runs adds to the band, times the square of the trees' share."""
 NAME = "combiner.json"
@@ -75,11 +78,10 @@ class Combiner:
         """
         now = float(mixture.steps[-1])
         if end is None or mixture.clock.name != "learning_rate":
-            return Correction.none("the in-run mixture alone: the schedule or its end is not known")
+            return Correction.none("the in-run mixture alone: no schedule that has moved, or no end, is known")
         if end <= now:
             return Correction.none("the in-run mixture alone: the planned end is reached")
-        knots = np.unique(np.rint(np.linspace(now, end, KNOTS + 1)[1:]))
-        return self.correct_at(inputs_of(mixture, knots, end))
+        return self.correct_at(inputs_of(mixture, knots_of(now, end), end))
 
     def correct_at(self, inputs: Inputs) -> Correction:
         """The same at given knots."""
@@ -87,19 +89,20 @@ class Combiner:
         distance = self._distance(inputs.state)
         alike = float(np.clip(2 - np.median(distance) / self.usual, 0.0, 1.0))
         weight = alike / (1 + inputs.seen / HALF_SEEN)
+        moves = np.clip(inputs.movement / FLAT - 1, 0.0, 1.0)[:, None]  # what does not move is no new training
         low, middle, high = _predict(self.booster, inputs.values.reshape(layers * knots, -1)).reshape(3, layers, knots)
         centre = inputs.now[:, None] + middle * inputs.scale
-        shift = weight * (centre - inputs.mixture[1])
         longer = float(np.log(max(1.0, inputs.planned / self.length)))
         wider = (1 + (UNLIKE_WIDER - 1) * (1 - alike)) * (1 + LONGER_WIDER * longer * weight**2)
-        below, above = self.widen[_bin(inputs.seen)] * wider
+        below, above = (wider * (1 + moves * (factor - 1)) for factor in self.widen[_bin(inputs.seen)])
+        own = moves * weight
         return Correction(
             ahead=inputs.ahead,
-            shift=shift,
-            below=below * _blend(weight, (middle - low) * inputs.scale, inputs.mixture[1] - inputs.mixture[0]),
-            above=above * _blend(weight, (high - middle) * inputs.scale, inputs.mixture[2] - inputs.mixture[1]),
-            weight=weight,
-            words=_words(alike) + (", longer than most of those: a wider band" if longer > 0 else ""),
+            shift=own * (centre - inputs.mixture[1]),
+            below=below * _blend(own, (middle - low) * inputs.scale, inputs.mixture[1] - inputs.mixture[0]),
+            above=above * _blend(own, (high - middle) * inputs.scale, inputs.mixture[2] - inputs.mixture[1]),
+            weight=float(own.mean()),
+            words=_words(alike, moves=bool(moves.any())) + (", longer than most: a wider band" if longer > 0 else ""),
         )
 
     def _distance(self, state: Floats) -> Floats:
@@ -127,14 +130,33 @@ def from_dict(document: dict[str, Any]) -> Combiner:
     Raises:
         ValueError: If it is for other inputs than this version's.
     """
-    from xgboost import Booster
-
     if document["inputs"] != list(NAMES):
-        raise ValueError("a combiner must be for this version's inputs, and this file is for others; train it again")
-    booster = Booster({"nthread": 1})
+        raise ValueError("it is for other inputs than this version's; train it again")
+    _check_trees(document["trees"]["learner"]["gradient_booster"]["model"]["trees"])
+    widen, centre, spread, states = (
+        np.array(document[key], dtype=float) for key in ("widen", "centre", "spread", "states")
+    )
+    size = len(STATE)
+    if (widen.shape, centre.shape, spread.shape, states.shape[1:]) != ((3, 2), (size,), (size,), (size,)):
+        raise ValueError("its arrays have other shapes than this version's")
+    usual, length = float(document["usual"]), float(document["length"])
+    finite = all(np.isfinite(values).all() for values in (widen, centre, spread, states, usual, length))
+    if not finite or min(widen.min(), spread.min(), usual, length) <= 0:
+        raise ValueError("its numbers must be finite, and its widths above 0")
+    booster = import_xgboost().Booster({"nthread": 1})
     booster.load_model(bytearray(json.dumps(document["trees"]).encode()))
-    widen, centre, spread, states = (np.array(document[key]) for key in ("widen", "centre", "spread", "states"))
-    return Combiner(booster, widen, centre, spread, states, document["usual"], document["length"], document["card"])
+    return Combiner(booster, widen, centre, spread, states, usual, length, document["card"])
+
+
+def _check_trees(trees: Sequence[dict[str, Any]]) -> None:
+    """Refuses trees that lead nowhere: XGBoost follows them without looking, and the process would die of it."""
+    for tree in trees:
+        count = len(tree["split_indices"])
+        for children in (tree["left_children"], tree["right_children"]):
+            if len(children) != count or any(c != -1 and not i < c < count for i, c in enumerate(children)):
+                raise ValueError("its trees lead nowhere")
+        if any(not 0 <= index < len(NAMES) for index in tree["split_indices"]):
+            raise ValueError("its trees ask for inputs that there are not")
 
 
 def load(path: Path) -> Combiner:
@@ -149,11 +171,14 @@ def load(path: Path) -> Combiner:
     except ImportError:
         raise
     except Exception as error:  # json, numpy and XGBoost raise anything on what is cut short or hostile
-        raise ConfigError(f"a combiner must be a file that `ma-monitor learn` wrote; {path} is not: {error}") from error
+        why = (str(error) or repr(error)).splitlines()[0][:200]
+        raise ConfigError(
+            f"a combiner must be a file that `ma-monitor learn` wrote; {path.name} is not: {why}"
+        ) from error
 
 
-def adopt(path: Path, folder: Path) -> None:
-    """Copies a combiner into a run's directory, whose forecasts then use it.
+def usable(path: Path) -> Path:
+    """A combiner's file that a run is to use, checked.
 
     Raises:
         ConfigError: If it is none of this version's, or XGBoost is not installed.
@@ -162,7 +187,19 @@ def adopt(path: Path, folder: Path) -> None:
         load(path)
     except ImportError as error:
         raise ConfigError("a combiner needs XGBoost: pip install 'ma_monitor[predict]'") from error
-    shutil.copyfile(path, folder / NAME)
+    return path
+
+
+def adopt(path: Path, folder: Path) -> None:
+    """Copies a combiner into a run's directory, whose forecasts then use it."""
+    if path.resolve() != (folder / NAME).resolve():
+        (folder / f"{NAME}.new").write_bytes(path.read_bytes())
+        (folder / f"{NAME}.new").replace(folder / NAME)
+
+
+def knots_of(now: float, end: int) -> Floats:
+    """Steps after ``now`` up to ``end`` at which a correction is worked out."""
+    return np.unique(np.ceil(np.linspace(now, end, KNOTS + 1)[1:]))
 
 
 def _predict(booster: Booster, values: Floats) -> Floats:
@@ -170,7 +207,7 @@ def _predict(booster: Booster, values: Floats) -> Floats:
     return np.sort(np.asarray(booster.inplace_predict(values.astype(np.float32)), dtype=np.float64).T, axis=0)
 
 
-def _blend(weight: float, learned: Floats, own: Floats) -> Floats:
+def _blend(weight: Floats, learned: Floats, own: Floats) -> Floats:
     """Width of the mixed band as a factor on the in-run mixture's own."""
     return np.asarray((weight * learned + (1 - weight) * own) / np.maximum(own, 1e-9))
 
@@ -184,7 +221,9 @@ def _nearest(states: Floats, among: Floats) -> Floats:
     return np.asarray(np.sqrt(((states[:, None] - among[None]) ** 2).mean(axis=2).min(axis=1)))
 
 
-def _words(alike: float) -> str:
+def _words(alike: float, *, moves: bool) -> str:
     if alike == 0:
-        return "unlike every past run: the in-run mixture alone, with a wider band"
+        return "the in-run mixture alone: this run is unlike every past one"
+    if not moves:
+        return "the in-run mixture alone: nothing has moved yet"
     return "past runs and the in-run mixture" + ("" if alike == 1 else ", which counts more: this run is unusual")

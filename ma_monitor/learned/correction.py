@@ -8,23 +8,26 @@ nothing, and the forecast's words say why: a forecast without it is better than 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ma_monitor.learned.combiner import KNOTS, NAME, load
+from ma_monitor.learned.combiner import NAME, knots_of, load
 from ma_monitor.learned.prior import LEVELS, Prior, combined, conditioned
 from ma_monitor.numerics.members import ANCHOR, horizon
 from ma_monitor.numerics.mixture import Correction, Mixture
-from ma_monitor.numerics.values import LARGEST
+from ma_monitor.numerics.values import LARGEST, interpolate
 
 if TYPE_CHECKING:
     from ma_monitor.learned.combiner import Combiner
 
 PRIOR = "prior.json"
 """What was expected of the run, in its directory."""
+STRANGE = 0.7
+"""A run whose first ln ratios lie this far from what was expected (a factor of two) is not what the sweep trained."""
 LOW, MIDDLE, HIGH = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))
 
 
@@ -46,22 +49,29 @@ class Corrections:
                 "the in-run mixture alone: XGBoost is missing, pip install 'ma_monitor[predict]'"
             )
         except Exception as error:
-            correction = Correction.none(f"the in-run mixture alone: {error}")
+            correction = Correction.none(f"the in-run mixture alone: {_line(error)}")
+        if not _finite(correction):
+            correction = Correction.none(f"the in-run mixture alone: {NAME} gives what is not finite")
         if self._prior is None or end is None or mixture.clock.name != "learning_rate" or end <= mixture.steps[-1]:
             return correction
         try:
-            prior, planned = _prior(self._prior, self._prior.stat().st_mtime_ns)
+            prior, planned, span = _prior(self._prior, self._prior.stat().st_mtime_ns)
+            if planned != end or abs(float(mixture.clock.time(np.array([float(end)]))[0]) - span) > 1e-6 * span:
+                return _saying(correction, "the plan has changed since the architecture was asked")
+            if len(prior.quantiles) != len(mixture.values):
+                return _saying(correction, "a layer is missing, so that the architecture is not asked")
+            if not _as_expected(prior, mixture, span):
+                return _saying(correction, "it did not start as its architecture lets expect")
+            weighed = with_prior(correction, mixture, end, prior)
         except Exception as error:
-            return _with_words(correction, f"{correction.words}; {PRIOR} cannot be used: {error}")
-        if planned != end or len(prior.quantiles) != len(mixture.values):
-            return correction
-        return with_prior(correction, mixture, end, prior)
+            return _saying(correction, f"{PRIOR} cannot be used: {_line(error)}")
+        return weighed if _finite(weighed) else _saying(correction, f"{PRIOR} gives what is not finite")
 
 
 def with_prior(correction: Correction, mixture: Mixture, end: int, prior: Prior) -> Correction:
     """A correction that also weighs in what was expected beforehand of every layer, the less the more has been seen."""
     clock, now = mixture.clock, mixture.steps[-1:]
-    knots = np.unique(np.rint(np.linspace(now[0], end, KNOTS + 1)[1:]))
+    knots = knots_of(float(now[0]), end)
     ahead = horizon(clock, float(now[0]), knots)
     alone = mixture.sample(knots)
     said = np.quantile(correction.apply(alone, ahead), LEVELS, axis=2).transpose(1, 0, 2)
@@ -76,7 +86,7 @@ def with_prior(correction: Correction, mixture: Mixture, end: int, prior: Prior)
         below=(both[:, MIDDLE] - both[:, LOW]) / np.maximum(own[1] - own[0], 1 / LARGEST),
         above=(both[:, HIGH] - both[:, MIDDLE]) / np.maximum(own[2] - own[1], 1 / LARGEST),
         weight=correction.weight,
-        words=f"{correction.words}, with what the architecture let expect",
+        words=correction.words.replace(" alone", "") + "; with what the architecture let expect",
     )
 
 
@@ -85,10 +95,12 @@ def packaged_path() -> Path:
     return Path(__file__).parent / "data" / NAME
 
 
-def save_prior(prior: Prior, planned: int, folder: Path) -> None:
-    """Writes what is expected of a run of so many ``planned`` updates into its directory."""
-    document = {"planned": planned, "time": prior.time.tolist(), "quantiles": prior.quantiles.round(5).tolist()}
-    (folder / PRIOR).write_text(json.dumps(document), encoding="utf-8")
+def save_prior(prior: Prior, planned: int, span: float, folder: Path) -> None:
+    """Writes what is expected of a run of so many ``planned`` updates, worth ``span`` at the highest rate."""
+    document = {"planned": planned, "span": span, "time": prior.time.tolist()}
+    text = json.dumps({**document, "quantiles": prior.quantiles.round(5).tolist()})
+    (folder / f"{PRIOR}.new").write_text(text, encoding="utf-8")
+    (folder / f"{PRIOR}.new").replace(folder / PRIOR)
 
 
 @lru_cache(maxsize=4)
@@ -97,13 +109,33 @@ def _combiner(path: Path, changed: int) -> Combiner:
 
 
 @lru_cache(maxsize=4)
-def _prior(path: Path, changed: int) -> tuple[Prior, int]:
+def _prior(path: Path, changed: int) -> tuple[Prior, int, float]:
     document = json.loads(path.read_text(encoding="utf-8"))
     prior = Prior(np.array(document["time"], dtype=float), np.array(document["quantiles"], dtype=float))
-    if prior.quantiles.shape[1:] != (len(LEVELS), prior.time.size) or not np.isfinite(prior.quantiles).all():
-        raise ValueError(f"quantiles must be [layers, {len(LEVELS)}, {prior.time.size}], got {prior.quantiles.shape}")
-    return prior, int(document["planned"])
+    shaped = prior.time.ndim == 1 and prior.time.size > 1 and prior.quantiles.ndim == 3
+    if not shaped or prior.quantiles.shape[1:] != (len(LEVELS), prior.time.size):
+        raise ValueError(f"quantiles must be [layers, {len(LEVELS)}, times], got {prior.quantiles.shape}")
+    ordered = (np.diff(prior.time) > 0).all() and (np.diff(prior.quantiles, axis=1) > 0).all()
+    if not ordered or not np.isfinite(prior.quantiles).all():
+        raise ValueError("times and quantiles must be finite and ascend")
+    return prior, int(document["planned"]), float(document["span"])
 
 
-def _with_words(correction: Correction, words: str) -> Correction:
-    return Correction(correction.ahead, correction.shift, correction.below, correction.above, correction.weight, words)
+def _as_expected(prior: Prior, mixture: Mixture, span: float) -> bool:
+    """Whether the run's first ratios are what the architecture gives at that time: a trained model's are not."""
+    time = mixture.clock.time(mixture.steps[:1]) / span
+    first = interpolate(time, prior.time, prior.quantiles[:, MIDDLE])[:, 0]
+    return bool(np.median(np.abs(np.log(mixture.values[:, 0]) - first)) < STRANGE)
+
+
+def _finite(correction: Correction) -> bool:
+    parts = (correction.ahead, correction.shift, correction.below, correction.above)
+    return all(np.isfinite(part).all() for part in parts)
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0][:200]
+
+
+def _saying(correction: Correction, words: str) -> Correction:
+    return replace(correction, words=f"{correction.words}; {words}")

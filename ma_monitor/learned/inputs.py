@@ -91,6 +91,12 @@ class Inputs:
         """What tells how alike two runs are, ``[L, S]``."""
         return self.values[:, 0, list(STATE)]
 
+    @property
+    def movement(self) -> Floats:
+        """How far every layer has moved in ln ratio, smoothed, ``[L]``."""
+        above, below = (self.values[:, 0, NAMES.index(name)] for name in ("above_lowest", "below_highest"))
+        return np.asarray(above - below)
+
 
 def inputs_of(mixture: Mixture, knots: Floats, end: int) -> Inputs:
     """Inputs from a run's mixture under a learning-rate clock.

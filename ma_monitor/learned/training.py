@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError
+from ma_monitor.learned.boosting import import_xgboost
 from ma_monitor.learned.combiner import Combiner, _bin, _nearest
 from ma_monitor.learned.inputs import NAMES, Inputs, inputs_of
 from ma_monitor.numerics.clock import learning_rate_clock
@@ -136,7 +137,7 @@ def _configurations(names: Iterable[str]) -> list[str]:
 def _boost(cases: Sequence[Case]) -> Booster:
     """Trees for the scaled change to come; every case weighs the same."""
     try:
-        import xgboost
+        xgboost = import_xgboost()
     except ImportError as error:
         raise ConfigError("learning a forecast needs XGBoost: pip install 'ma_monitor[predict]'") from error
     values = np.concatenate([case.inputs.values.reshape(-1, len(NAMES)) for case in cases]).astype(np.float32)
@@ -149,7 +150,8 @@ def _boost(cases: Sequence[Case]) -> Booster:
         max_bin=PARAMETERS["max_bin"],
         nthread=1,
     )
-    return xgboost.train(PARAMETERS, data, TREES)
+    booster: Booster = xgboost.train(PARAMETERS, data, TREES)
+    return booster
 
 
 def _beyond(part: Combiner, case: Case) -> Floats:
@@ -164,6 +166,10 @@ def _beyond(part: Combiner, case: Case) -> Floats:
 
 def _conformal(beyond: Sequence[Floats]) -> Floats:
     """Factors on both sides' widths with which a share ``BAND`` lies beyond them, every case weighing the same."""
+    if not beyond:
+        raise ConfigError(
+            "a forecast learns from whole trainings, got none from some part of their plans; give finished runs"
+        )
     values = np.concatenate(beyond)
     weights = np.concatenate([np.full(b.size, 1 / b.size) for b in beyond])
     order = np.argsort(values)
@@ -181,4 +187,4 @@ def _states(cases: Sequence[Case]) -> tuple[Floats, Floats, Floats, float]:
     kept = np.random.default_rng(0).permutation(len(states))[:STATES]
     scaled = (states - centre) / spread
     apart = [_nearest(scaled[owner == name], scaled[kept][owner[kept] != name]) for name in np.unique(owner)]
-    return centre, spread, scaled[kept], float(np.percentile(np.concatenate(apart), 95))
+    return centre, spread, scaled[kept], max(float(np.percentile(np.concatenate(apart), 95)), 1e-3)

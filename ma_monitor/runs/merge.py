@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ma_monitor.errors import StoreError
 from ma_monitor.runs.codec import encode_measurements
-from ma_monitor.runs.documents import remove_documents
+from ma_monitor.runs.documents import copy_given, remove_documents
 from ma_monitor.runs.events import add_event, line_of
 from ma_monitor.runs.files import replace_file, writing
 from ma_monitor.runs.log import LogWriter
@@ -62,6 +62,7 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> int:
         with writing(out):
             replace_file(out / EVENTS, lambda file: file.write_text(diary, encoding="utf-8"))
             (beside / "run" / LOG).replace(out / LOG)
+    copy_given(runs[0].path, out)
     remove_documents(out, "fits", "forecast")
     add_event(out / EVENTS, "merged", f"{len(runs)} runs, {len(measured)} steps")
     return len(measured)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ma_monitor.runs.store import Run
@@ -84,13 +85,22 @@ def test_live_follows_and_ends(tmp_path: Path) -> None:
             run.event("alert", "key Something happened.")
             until(lambda: "Something happened." in out.read_text(), following)
         finally:
-            following.send_signal(signal.SIGINT)
-            said, noted = following.communicate(timeout=180)
+            said, noted = interrupted(following)
     assert following.returncode == 0
     assert "follows the training until its planned end" in noted
     assert "does not load itself again" in noted
     assert "1 run" in said
     assert "data-refresh" not in out.read_text()[:200]
+
+
+def interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it said. Python loses an interrupt inside a callback of C, so that it is sent until it is heard."""
+    for _ in range(60):
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=5)
+    process.kill()
+    return process.communicate()
 
 
 def shown(page: Path, step: int, process: subprocess.Popen[str]) -> None:

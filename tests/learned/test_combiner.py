@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from ma_monitor import Run
 from ma_monitor.analysis import forecast_run
 from ma_monitor.errors import ConfigError
-from ma_monitor.learned.combiner import NAME, adopt, from_dict, load
+from ma_monitor.learned.combiner import NAME, adopt, from_dict, load, usable
 from ma_monitor.learned.correction import Corrections, packaged_path
 from ma_monitor.learned.inputs import NAMES, inputs_of
 from ma_monitor.numerics.clock import learning_rate_clock, step_clock
@@ -96,11 +97,71 @@ def test_a_run_unlike_all_past_ones_is_left_to_its_own_mixture_with_a_wider_band
     mixture = make_mixture(learning_rate_clock(LR), STEPS[:AT], strange, float(TOTAL))
     correction = taught().correct(mixture, TOTAL)
     assert correction.weight == 0
-    assert "unlike every past run" in correction.words
+    assert "unlike every past one" in correction.words
     np.testing.assert_array_equal(correction.shift, 0)
     usual = taught().correct(_mixture(), TOTAL)
     assert "unlike" not in usual.words
     assert correction.below.min() > 1.2 * taught().widen[1, 0]
+
+
+def test_layers_that_do_not_move_are_left_to_their_own_mixture() -> None:
+    """A trained model that is fine-tuned: past runs, which all began anew, say nothing of it."""
+    flat = 500 * np.exp(0.01 * np.random.default_rng(0).standard_normal((4, 12)))
+    flat[0] *= np.linspace(1, 2, 12)
+    mixture = make_mixture(learning_rate_clock(LR), STEPS[:12], flat, float(TOTAL))
+    trusting = replace(taught(), usual=1e9)
+    correction = trusting.correct(mixture, TOTAL)
+    np.testing.assert_array_equal(correction.shift[1:], 0)
+    np.testing.assert_allclose(correction.below[1:], 1)
+    assert (correction.shift[0] != 0).any()
+    still = make_mixture(learning_rate_clock(LR), STEPS[:12], flat[1:], float(TOTAL))
+    assert "nothing has moved" in trusting.correct(still, TOTAL).words
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 5, 11])
+def test_a_few_updates_before_the_end_all_is_finite(left: int) -> None:
+    run = past_run(100)
+    steps = np.append(STEPS[:-1], TOTAL - left)[np.argsort(np.append(STEPS[:-1], TOTAL - left))]
+    steps = np.unique(steps[steps <= TOTAL - left])
+    result = forecast(steps, run.ratios[:, : steps.size], lr=LR, correct=taught().correct)
+    assert result.past_runs > 0
+    assert all(np.isfinite(layer.quantiles).all() for layer in result.layers)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"usual": 0}, "widths above 0"),
+        ({"widen": [[1, 1], [1, float("nan")], [1, 1]]}, "must be finite"),
+        ({"states": [[0.0]]}, "other shapes"),
+        ({"inputs": ["one"]}, "other inputs"),
+    ],
+)
+def test_hostile_numbers_are_refused(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        from_dict({**taught().to_dict(), **change})
+
+
+def test_trees_that_lead_nowhere_are_refused() -> None:
+    """XGBoost would follow them, and the process with it."""
+    for name, value, why in (
+        ("left_children", 0, "lead nowhere"),
+        ("right_children", 10**6, "lead nowhere"),
+        ("split_indices", 10**8, "inputs that there are not"),
+    ):
+        document = taught().to_dict()
+        tree = document["trees"]["learner"]["gradient_booster"]["model"]["trees"][0]
+        tree[name] = [value, *tree[name][1:]]
+        with pytest.raises(ValueError, match=why):
+            from_dict(document)
+
+
+def test_importing_xgboost_leaves_pythons_random_numbers_alone() -> None:
+    code = (
+        "import random; from ma_monitor.learned.boosting import import_xgboost; random.seed(1); a = random.getstate();"
+        "import_xgboost(); assert random.getstate() == a"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_run_longer_than_past_ones_gets_a_wider_band_the_less_has_been_seen() -> None:
@@ -120,7 +181,7 @@ def test_without_a_schedule_or_an_end_it_says_nothing_but_why() -> None:
     for mixture, end in ((steps_only, TOTAL), (_mixture(), None)):
         correction = taught().correct(mixture, end)
         assert correction.weight == 0
-        assert "not known" in correction.words
+        assert "no schedule that has moved, or no end, is known" in correction.words
         paths = mixture.sample(np.array([500.0]))
         assert correction.apply(paths, np.array([0.1])) is paths
     assert "end is reached" in taught().correct(_mixture(STEPS.size), TOTAL).words
@@ -188,7 +249,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"a combiner must be a file that `ma-monitor learn` wrote"):
             load(path)
         with pytest.raises(ConfigError, match="a combiner must be a file"):
-            adopt(path, tmp_path / "run")
+            usable(path)
     with pytest.raises(ConfigError, match="a combiner must be a file"):
         load(tmp_path / "nothing")
 
@@ -198,7 +259,8 @@ def test_the_packaged_one_is_used_unless_the_run_holds_its_own(tmp_path: Path) -
         for step in range(0, 51, 2):
             run.append(made_up(step))
     packaged = forecast_run(Run.open(tmp_path / "run"))
-    assert packaged.rests_on
+    assert packaged.past_runs > 0
+    assert "past runs" in packaged.rests_on
     own = tmp_path / "own.json"
     own.write_text(json.dumps({**taught().to_dict(), "usual": 1e9}))
     adopt(own, tmp_path / "run")
@@ -220,5 +282,5 @@ def test_without_xgboost_the_mixture_answers_and_says_so(tmp_path: Path, monkeyp
     assert said.weight == 0
     assert "XGBoost is missing" in said.words
     with pytest.raises(ConfigError, match="a combiner needs XGBoost"):
-        adopt(own, tmp_path)
+        usable(own)
     assert json.loads(_said(AT, Corrections(tmp_path)))["layers"] == json.loads(_said(AT))["layers"]

@@ -18,6 +18,7 @@ from tests.learned.past import LR, STEPS, TOTAL, past_run
 from tests.test_monitor import META, made_up
 
 TIMES = np.linspace(0, 1, 11)
+SPAN = float(learning_rate_clock(LR).time(TOTAL))
 
 
 def _prior(layers: int, level: float, spread: float) -> Prior:
@@ -58,15 +59,19 @@ def test_a_sure_prior_leads_early_and_an_unsure_one_never() -> None:
 def test_what_cannot_be_used_is_left_out(tmp_path: Path) -> None:
     mixture = _mixture(20)
     plain = Corrections(tmp_path)(mixture, TOTAL)
-    save_prior(_prior(3, 3.0, 0.1), TOTAL, tmp_path)
+    save_prior(_prior(3, 2.0, 0.1), TOTAL, SPAN, tmp_path)
     weighed = Corrections(tmp_path)(mixture, TOTAL)
     assert "with what the architecture let expect" in weighed.words
     assert (weighed.shift != plain.shift).any()
-    others = (Corrections(tmp_path, expected=False)(mixture, TOTAL), Corrections(tmp_path)(mixture, TOTAL + 1))
-    assert all("architecture" not in other.words for other in others)
-    save_prior(_prior(4, 3.0, 0.1), TOTAL, tmp_path)  # of another model
-    np.testing.assert_array_equal(Corrections(tmp_path)(mixture, TOTAL).shift, plain.shift)
-    for text in ("", "[]", '{"planned": 600, "time": [0, 1], "quantiles": [[[1]]]}'):
+    assert "architecture" not in Corrections(tmp_path, expected=False)(mixture, TOTAL).words
+    assert "the plan has changed" in Corrections(tmp_path)(mixture, TOTAL + 1).words
+    save_prior(_prior(4, 2.0, 0.1), TOTAL, SPAN, tmp_path)  # of another model
+    missing = Corrections(tmp_path)(mixture, TOTAL)
+    np.testing.assert_array_equal(missing.shift, plain.shift)
+    assert "a layer is missing" in missing.words
+    save_prior(_prior(3, 6.0, 0.1), TOTAL, SPAN, tmp_path)  # a trained model's ratios are not those of a new one
+    assert "did not start as its architecture lets expect" in Corrections(tmp_path)(mixture, TOTAL).words
+    for text in ("", "[]", '{"time": [0, 1], "quantiles": [[[1]]]}', '{"time": [], "quantiles": []}'):
         (tmp_path / PRIOR).write_text(text)
         broken = Corrections(tmp_path)(mixture, TOTAL)
         assert "prior.json cannot be used" in broken.words
@@ -92,7 +97,8 @@ def test_a_copy_holds_what_forecasts_rest_on(tmp_path: Path) -> None:
     with Run.create(tmp_path / "run", META, Plan(0, 100, np.linspace(1.0, 0.1, 101), 8, "linear")) as run:
         for step in range(0, 51, 2):
             run.append(made_up(step))
-        save_prior(_prior(len(run.ratios()), 3.0, 0.3), 100, run.path)
+        first = float(np.log(run.ratios()[:, 0]).mean())
+        save_prior(_prior(len(run.ratios()), first, 0.3), 100, 55.45, run.path)
         run.copy_to(tmp_path / "copy")
     ours, theirs = (forecast_run(Run.open(tmp_path / name)) for name in ("run", "copy"))
     assert "architecture" in ours.rests_on
