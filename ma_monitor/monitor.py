@@ -16,7 +16,7 @@ from ma_monitor.analysis import Analysis, analyse, forecast_run, refit_due
 from ma_monitor.architecture.prediction import write_prior
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, StoreError
-from ma_monitor.learned.combiner import adopt, usable
+from ma_monitor.learned.combiner import adopt, load
 from ma_monitor.planning import make_plan, moved_plan
 from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, RunMeta
 from ma_monitor.runs.store import Run
@@ -272,7 +272,8 @@ class Monitor(Observer):
             StoreError, ConfigError: As for the monitor; the latter too where the combiner cannot be used.
         """
         meta = self._meta if name is None else replace(self._meta, model=replace(self._meta.model, name=name))
-        combiner = None if self.config.combiner is None else usable(Path(self.config.combiner))
+        if self.config.combiner:
+            load(Path(self.config.combiner))  # what cannot be used is refused before the run is made
         if resume_from is None:
             self.run = Run.create(run_dir, meta, plan)
         else:
@@ -280,8 +281,7 @@ class Monitor(Observer):
         with self._guarded("what forecasts rest on"):
             if resume_from is None:
                 write_prior(getattr(self.model, "config", None), plan, self.run.path)
-            if combiner is not None:
-                adopt(combiner, self.run.path)
+            adopt(self.config.combiner, self.run.path)
         self.told = told_of(self.run)
 
     def step(self, step: int, *, final: bool = False, force: bool = False) -> bool:

@@ -92,14 +92,13 @@ def prior(config: Any, total_steps: int, lr: ArrayLike | None = None, predictor:
 def write_prior(config: Any, plan: Plan, folder: Path) -> None:
     """Writes what is expected of a training into its run's directory, where forecasts find it.
 
-    Nothing is written where the plan is not known, XGBoost is missing, or the configuration is none that the sweep can
-    say anything of.
+    Nothing is written where the plan is not known, or the configuration is none that the sweep can say anything of.
     """
     if plan.lr is None or plan.held or not plan.total_steps or not plan.lr.max() > 0:
         return
     try:
         expected = prior(config, plan.total_steps, plan.lr)
-    except (ConfigError, ImportError, AttributeError):  # an own model's configuration may be anything
+    except (ConfigError, AttributeError):  # an own model's configuration may be anything
         return
     span = float(learning_rate_clock(plan.lr).time(plan.total_steps))
     save_prior(expected, plan.total_steps, span, folder)

@@ -7,6 +7,7 @@ is that of shapes it had not seen, all seeds of a shape together.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from ma_monitor.architecture.features import Shape, layer_features
 from ma_monitor.architecture.sweep import UNREADABLE, Training
 from ma_monitor.errors import ConfigError, MissingExtraError, SourceError
-from ma_monitor.learned.boosting import import_xgboost
+from ma_monitor.learned.boosting import Trees, import_xgboost, read_trees
 from ma_monitor.learned.prior import LEVELS
 from ma_monitor.numerics.clock import learning_rate_clock
 
@@ -161,10 +162,9 @@ class Predictor:
     steps: int
 
     @cached_property
-    def _model(self) -> Any:
-        model = _xgboost().Booster({"nthread": 1})
-        model.load_model(bytearray(self.trees))
-        return model
+    def _model(self) -> Trees:
+        document = json.loads(self.trees)
+        return read_trees(document, int(document["learner"]["learner_model_param"]["num_feature"]))
 
     @property
     def recipe(self) -> Recipe:
@@ -173,7 +173,7 @@ class Predictor:
 
     def center(self, shape: Shape, recipe: Recipe) -> Floats:
         """What is expected of ln ratio, before errors are looked at: ``[L, G]``."""
-        return np.asarray(self._model.inplace_predict(row_features(shape, recipe)), dtype=np.float64)
+        return self._model.predict(row_features(shape, recipe))
 
     def familiarity(self, shape: Shape, recipe: Recipe) -> tuple[float, float]:
         """Distance from the nearest shape learned from, and the largest such distance among those themselves."""
@@ -288,9 +288,7 @@ def load_predictor(path: Path = PACKAGED) -> Predictor:
 
     Raises:
         SourceError: If the file is not there or holds something else.
-        MissingExtraError: If xgboost is not installed.
     """
-    _xgboost()
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {name: data[name].astype(np.float64) for name in _ARRAYS}

@@ -6,28 +6,24 @@ grows with the horizon. Their say is the larger the less of the run has been see
 every past one; where it has faded the in-run mixture answers, with a wider band. Bands are widened so that they hold
 what they promise on runs left out (split conformal calibration).
 
-The packaged model is plain JSON with its data card; XGBoost is imported when it is first used. Axes as in
+The packaged model is plain JSON with its data card; XGBoost made the trees and is not needed to use them. Axes as in
 ``numerics.members``, and ``K`` knots between now and the planned end.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError
-from ma_monitor.learned.boosting import import_xgboost
+from ma_monitor.learned.boosting import Trees, read_trees
 from ma_monitor.learned.inputs import NAMES, STATE, Inputs, inputs_of
 from ma_monitor.numerics.mixture import Correction, Mixture
-
-if TYPE_CHECKING:
-    from xgboost import Booster
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +46,8 @@ class Combiner:
     """Trees and what is needed to use them.
 
     Attributes:
-        booster: 10, 50 and 90 % quantiles of the scaled change, from ``inputs.NAMES``.
+        document: XGBoost's JSON of the trees.
+        trees: The same as they are followed: 10, 50 and 90 % quantiles of the scaled change, from ``inputs.NAMES``.
         widen: Factor on the distances of the band's lower and upper ends from the median, by share of the run seen,
             ``[bins, 2]``.
         centre: Medians of the state's inputs over past runs, ``[S]``.
@@ -62,7 +59,8 @@ class Combiner:
         card: How it was made, of what, and what it is not for.
     """
 
-    booster: Booster
+    document: dict[str, Any]
+    trees: Trees
     widen: Floats
     centre: Floats
     spread: Floats
@@ -90,7 +88,7 @@ class Combiner:
         alike = float(np.clip(2 - np.median(distance) / self.usual, 0.0, 1.0))
         weight = alike / (1 + inputs.seen / HALF_SEEN)
         moves = np.clip(inputs.movement / FLAT - 1, 0.0, 1.0)[:, None]  # what does not move is no new training
-        low, middle, high = _predict(self.booster, inputs.values.reshape(layers * knots, -1)).reshape(3, layers, knots)
+        low, middle, high = _predict(self.trees, inputs.values.reshape(layers * knots, -1)).reshape(3, layers, knots)
         centre = inputs.now[:, None] + middle * inputs.scale
         longer = float(np.log(max(1.0, inputs.planned / self.length)))
         wider = (1 + (UNLIKE_WIDER - 1) * (1 - alike)) * (1 + LONGER_WIDER * longer * weight**2)
@@ -120,7 +118,7 @@ class Combiner:
             "states": self.states.round(3).tolist(),
             "usual": round(self.usual, 4),
             "length": self.length,
-            "trees": json.loads(bytes(self.booster.save_raw("json"))),
+            "trees": self.document,
         }
 
 
@@ -132,7 +130,9 @@ def from_dict(document: dict[str, Any]) -> Combiner:
     """
     if document["inputs"] != list(NAMES):
         raise ValueError("it is for other inputs than this version's; train it again")
-    _check_trees(document["trees"]["learner"]["gradient_booster"]["model"]["trees"])
+    trees = read_trees(document["trees"], len(NAMES))
+    if trees.base.size != 3:
+        raise ValueError("its trees give other outputs than three quantiles")
     widen, centre, spread, states = (
         np.array(document[key], dtype=float) for key in ("widen", "centre", "spread", "states")
     )
@@ -143,20 +143,7 @@ def from_dict(document: dict[str, Any]) -> Combiner:
     finite = all(np.isfinite(values).all() for values in (widen, centre, spread, states, usual, length))
     if not finite or min(widen.min(), spread.min(), usual, length) <= 0:
         raise ValueError("its numbers must be finite, and its widths above 0")
-    booster = import_xgboost().Booster({"nthread": 1})
-    booster.load_model(bytearray(json.dumps(document["trees"]).encode()))
-    return Combiner(booster, widen, centre, spread, states, usual, length, document["card"])
-
-
-def _check_trees(trees: Sequence[dict[str, Any]]) -> None:
-    """Refuses trees that lead nowhere: XGBoost follows them without looking, and the process would die of it."""
-    for tree in trees:
-        count = len(tree["split_indices"])
-        for children in (tree["left_children"], tree["right_children"]):
-            if len(children) != count or any(c != -1 and not i < c < count for i, c in enumerate(children)):
-                raise ValueError("its trees lead nowhere")
-        if any(not 0 <= index < len(NAMES) for index in tree["split_indices"]):
-            raise ValueError("its trees ask for inputs that there are not")
+    return Combiner(document["trees"], trees, widen, centre, spread, states, usual, length, document["card"])
 
 
 def load(path: Path) -> Combiner:
@@ -164,12 +151,9 @@ def load(path: Path) -> Combiner:
 
     Raises:
         ConfigError: If it is not one of this version's.
-        ImportError: If XGBoost is not installed.
     """
     try:
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except ImportError:
-        raise
     except Exception as error:  # json, numpy and XGBoost raise anything on what is cut short or hostile
         why = (str(error) or repr(error)).splitlines()[0][:200]
         raise ConfigError(
@@ -177,23 +161,10 @@ def load(path: Path) -> Combiner:
         ) from error
 
 
-def usable(path: Path) -> Path:
-    """A combiner's file that a run is to use, checked.
-
-    Raises:
-        ConfigError: If it is none of this version's, or XGBoost is not installed.
-    """
-    try:
-        load(path)
-    except ImportError as error:
-        raise ConfigError("a combiner needs XGBoost: pip install 'ma_monitor[predict]'") from error
-    return path
-
-
-def adopt(path: Path, folder: Path) -> None:
-    """Copies a combiner into a run's directory, whose forecasts then use it."""
-    if path.resolve() != (folder / NAME).resolve():
-        (folder / f"{NAME}.new").write_bytes(path.read_bytes())
+def adopt(file: str | None, folder: Path) -> None:
+    """Copies a combiner, where there is one, into a run's directory, whose forecasts then use it."""
+    if file is not None and Path(file).resolve() != (folder / NAME).resolve():
+        (folder / f"{NAME}.new").write_bytes(Path(file).read_bytes())
         (folder / f"{NAME}.new").replace(folder / NAME)
 
 
@@ -202,9 +173,9 @@ def knots_of(now: float, end: int) -> Floats:
     return np.unique(np.ceil(np.linspace(now, end, KNOTS + 1)[1:]))
 
 
-def _predict(booster: Booster, values: Floats) -> Floats:
+def _predict(trees: Trees, values: Floats) -> Floats:
     """Quantiles in ascending order, ``[3, rows]``: trees of different quantiles may cross."""
-    return np.sort(np.asarray(booster.inplace_predict(values.astype(np.float32)), dtype=np.float64).T, axis=0)
+    return np.sort(trees.predict(values).T, axis=0)
 
 
 def _blend(weight: Floats, learned: Floats, own: Floats) -> Floats:

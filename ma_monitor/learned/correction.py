@@ -44,10 +44,6 @@ class Corrections:
         """The correction of a mixture of all of the run's layers, or of some."""
         try:
             correction = _combiner(self._combiner, self._combiner.stat().st_mtime_ns).correct(mixture, end)
-        except ImportError:
-            correction = Correction.none(
-                "the in-run mixture alone: XGBoost is missing, pip install 'ma_monitor[predict]'"
-            )
         except Exception as error:
             correction = Correction.none(f"the in-run mixture alone: {_line(error)}")
         if not _finite(correction):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError
-from ma_monitor.learned.boosting import import_xgboost
+from ma_monitor.learned.boosting import import_xgboost, read_trees
 from ma_monitor.learned.combiner import Combiner, _bin, _nearest
 from ma_monitor.learned.inputs import NAMES, Inputs, inputs_of
 from ma_monitor.numerics.clock import learning_rate_clock
 from ma_monitor.numerics.mixture import make_mixture
-
-if TYPE_CHECKING:
-    from xgboost import Booster
 
 Floats = NDArray[np.float64]
 
@@ -113,14 +111,18 @@ def train_on(cases: Sequence[Case], *, card: Mapping[str, object] | None = None)
     length = float(np.quantile([max(c.inputs.planned for c in cases if c.configuration == n) for n in names], 0.9))
     beyond: list[list[Floats]] = [[], [], []]
     for left_out in range(FOLDS):
-        booster = _boost([case for case in cases if fold[case.configuration] != left_out])
-        part = Combiner(booster, np.ones((3, 2)), centre, spread, states, usual, length, {})
+        document = _boost([case for case in cases if fold[case.configuration] != left_out])
+        part = Combiner(
+            document, read_trees(document, len(NAMES)), np.ones((3, 2)), centre, spread, states, usual, length, {}
+        )
         for case in cases:
             if fold[case.configuration] == left_out:
                 beyond[_bin(case.inputs.seen)].append(_beyond(part, case))
     widen = WIDER * np.stack([_conformal(group) for group in beyond])
     facts = {"runs": len({case.run for case in cases}), "configurations": len(names)}
-    return Combiner(_boost(cases), widen, centre, spread, states, usual, length, {**facts, **(card or {})})
+    document = _boost(cases)
+    trees, told = read_trees(document, len(NAMES)), {**facts, **(card or {})}
+    return Combiner(document, trees, widen, centre, spread, states, usual, length, told)
 
 
 def _configurations(names: Iterable[str]) -> list[str]:
@@ -134,7 +136,7 @@ def _configurations(names: Iterable[str]) -> list[str]:
     return found
 
 
-def _boost(cases: Sequence[Case]) -> Booster:
+def _boost(cases: Sequence[Case]) -> dict[str, Any]:
     """Trees for the scaled change to come; every case weighs the same."""
     try:
         xgboost = import_xgboost()
@@ -150,8 +152,8 @@ def _boost(cases: Sequence[Case]) -> Booster:
         max_bin=PARAMETERS["max_bin"],
         nthread=1,
     )
-    booster: Booster = xgboost.train(PARAMETERS, data, TREES)
-    return booster
+    document: dict[str, Any] = json.loads(bytes(xgboost.train(PARAMETERS, data, TREES).save_raw("json")))
+    return document
 
 
 def _beyond(part: Combiner, case: Case) -> Floats:

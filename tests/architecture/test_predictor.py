@@ -190,10 +190,11 @@ def test_packaged_is_what_the_packaged_sweep_teaches() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-3)  # trees of another machine differ in the last digits
 
 
-def test_without_xgboost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_fitting_needs_xgboost(monkeypatch: pytest.MonkeyPatch, sweep: list[Training]) -> None:
     monkeypatch.setitem(sys.modules, "xgboost", None)
     with pytest.raises(MissingExtraError, match=r"xgboost is not installed; run: pip install 'ma_monitor\[predict\]'"):
-        load_predictor()
+        fit_predictor(sweep)
+    assert load_predictor().steps > 0
 
 
 def test_fit_takes_the_usual_schedule(sweep: list[Training]) -> None:

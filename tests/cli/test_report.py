@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from ma_monitor.runs.store import Run
@@ -74,7 +73,12 @@ def test_live_follows_and_ends(tmp_path: Path) -> None:
             "1",
         ]
         following = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell's background job ignores
         )
         try:
             shown(out, STEPS[19], following)
@@ -85,22 +89,13 @@ def test_live_follows_and_ends(tmp_path: Path) -> None:
             run.event("alert", "key Something happened.")
             until(lambda: "Something happened." in out.read_text(), following)
         finally:
-            said, noted = interrupted(following)
+            following.send_signal(signal.SIGINT)
+            said, noted = following.communicate(timeout=180)
     assert following.returncode == 0
     assert "follows the training until its planned end" in noted
     assert "does not load itself again" in noted
     assert "1 run" in said
     assert "data-refresh" not in out.read_text()[:200]
-
-
-def interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it said. Python loses an interrupt inside a callback of C, so that it is sent until it is heard."""
-    for _ in range(60):
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=5)
-    process.kill()
-    return process.communicate()
 
 
 def shown(page: Path, step: int, process: subprocess.Popen[str]) -> None:
