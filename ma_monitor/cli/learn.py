@@ -39,6 +39,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Does it."""
     from ma_monitor.learned.training import train
+    from ma_monitor.runs.files import replace_file
 
     with user_file(args.card, "a card must be a text file") if args.card else nullcontext() as file:
         card = {} if file is None else {"about": file.read_text(encoding="utf-8").strip()}
@@ -50,9 +51,8 @@ def run(args: argparse.Namespace) -> int:
             note(f"ma-monitor: {path}: left out: its schedule is not known, or a ratio is not finite and above 0")
         runs += found
     combiner = train(runs, card=card)
-    out = Path(args.out)
-    out.with_name(f"{out.name}.new").write_text(json.dumps(combiner.to_dict(), separators=(",", ":")), encoding="utf-8")
-    out.with_name(f"{out.name}.new").replace(out)
+    text = json.dumps(combiner.to_dict(), separators=(",", ":"))
+    replace_file(Path(args.out), lambda new: new.write_text(text, encoding="utf-8"))
     if args.json:
         emit_json({"out": args.out, **combiner.card})
     else:

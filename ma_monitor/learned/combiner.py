@@ -24,6 +24,8 @@ from ma_monitor.errors import ConfigError
 from ma_monitor.learned.boosting import Trees, read_trees
 from ma_monitor.learned.inputs import NAMES, STATE, Inputs, inputs_of
 from ma_monitor.numerics.mixture import Correction, Mixture
+from ma_monitor.runs.documents import COMBINER
+from ma_monitor.runs.files import replace_file
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +39,7 @@ FLAT = 0.1
 """Layers that moved less than this in ln ratio are left to their own mixture, those that moved twice as far are not."""
 LONGER_WIDER = 1.5
 """What an e-fold of length beyond that of past runs adds to the band, times the square of the trees' share."""
-NAME = "combiner.json"
+NAME = COMBINER
 """The file, in a run's directory or in the package."""
 
 
@@ -164,8 +166,8 @@ def load(path: Path) -> Combiner:
 def adopt(file: str | None, folder: Path) -> None:
     """Copies a combiner, where there is one, into a run's directory, whose forecasts then use it."""
     if file is not None and Path(file).resolve() != (folder / NAME).resolve():
-        (folder / f"{NAME}.new").write_bytes(Path(file).read_bytes())
-        (folder / f"{NAME}.new").replace(folder / NAME)
+        data = Path(file).read_bytes()
+        replace_file(folder / NAME, lambda new: new.write_bytes(data))
 
 
 def knots_of(now: float, end: int) -> Floats:

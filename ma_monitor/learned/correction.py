@@ -20,12 +20,12 @@ from ma_monitor.learned.prior import LEVELS, Prior, combined, conditioned
 from ma_monitor.numerics.members import ANCHOR, horizon
 from ma_monitor.numerics.mixture import Correction, Mixture
 from ma_monitor.numerics.values import LARGEST, interpolate
+from ma_monitor.runs.documents import PRIOR
+from ma_monitor.runs.files import replace_file
 
 if TYPE_CHECKING:
     from ma_monitor.learned.combiner import Combiner
 
-PRIOR = "prior.json"
-"""What was expected of the run, in its directory."""
 STRANGE = 0.7
 """A run whose first ln ratios lie this far from what was expected (a factor of two) is not what the sweep trained."""
 LOW, MIDDLE, HIGH = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))
@@ -95,8 +95,7 @@ def save_prior(prior: Prior, planned: int, span: float, folder: Path) -> None:
     """Writes what is expected of a run of so many ``planned`` updates, worth ``span`` at the highest rate."""
     document = {"planned": planned, "span": span, "time": prior.time.tolist()}
     text = json.dumps({**document, "quantiles": prior.quantiles.round(5).tolist()})
-    (folder / f"{PRIOR}.new").write_text(text, encoding="utf-8")
-    (folder / f"{PRIOR}.new").replace(folder / PRIOR)
+    replace_file(folder / PRIOR, lambda new: new.write_text(text, encoding="utf-8"))
 
 
 @lru_cache(maxsize=4)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ma_monitor.numerics.values import interpolate
+
 Floats = NDArray[np.float64]
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 """The levels of all quantiles, as forecasts give them."""
@@ -79,8 +81,7 @@ def combined(expected: Floats, forecast: Floats, now: float) -> Floats:
 
 def _at(prior: Prior, times: Floats) -> Floats:
     """The prior's quantiles at other times ``[M]``: ``[L, len(LEVELS), M]``."""
-    flat = prior.quantiles.reshape(-1, len(prior.time))
-    return np.stack([np.interp(times, prior.time, row) for row in flat]).reshape(*prior.quantiles.shape[:2], -1)
+    return interpolate(times, prior.time, prior.quantiles)
 
 
 def _spread(quantiles: Floats) -> Floats:

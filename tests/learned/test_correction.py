@@ -9,10 +9,11 @@ from transformers import GPT2Config, GPTNeoXConfig
 from ma_monitor import Run
 from ma_monitor.analysis import forecast_run
 from ma_monitor.architecture.prediction import write_prior
-from ma_monitor.learned.correction import PRIOR, Corrections, save_prior, with_prior
+from ma_monitor.learned.correction import Corrections, save_prior, with_prior
 from ma_monitor.learned.prior import LEVELS, Prior
 from ma_monitor.numerics.clock import learning_rate_clock
 from ma_monitor.numerics.mixture import Correction, Mixture, make_mixture
+from ma_monitor.runs.documents import PRIOR
 from ma_monitor.runs.records import Plan
 from tests.learned.past import LR, STEPS, TOTAL, past_run
 from tests.test_monitor import META, made_up
