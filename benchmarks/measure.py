@@ -42,10 +42,10 @@ PYTHIA = {  # layers, width, heads: EleutherAI's published configurations
 
 
 def hash_of_measure() -> str:
-    """Changes with every source file of ``ma_monitor/measure``."""
+    """Changes with every source file directly in ``ma_monitor/measure``."""
     folder = Path(ma_monitor.measure.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(folder.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
