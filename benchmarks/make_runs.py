@@ -1,8 +1,8 @@
 """Makes real runs to learn from: small GPT-NeoX and Llama trainings of many shapes, rates and schedules.
 
-    python benchmarks/make_runs.py CORPUS.txt.xz OUT [--set varied|tiny|sweep|tiny_sweep] [--jobs N] [--gpus 0,1] …
+    python benchmarks/make_runs.py CORPUS.txt.xz OUT [--set varied|tiny|long|sweep|tiny_sweep] [--jobs N] [--gpus 0,1] …
 
-Four sets. ``varied`` (GPU) and ``tiny`` (CPU) vary everything, to learn forecasting from; ``sweep`` (GPU) and
+Five sets. ``varied`` (GPU), ``tiny`` and ``long`` (CPU) vary everything, to learn forecasting from; ``sweep`` (GPU) and
 ``tiny_sweep`` (CPU) vary the shape alone, to learn what it does. Every training is a real Hugging Face Trainer with
 this project's callback, in a process of its own; several go at once. CORPUS holds documents separated by NUL bytes.
 OUT gets one ``NAME.npz`` a training that ended (``steps [T]``, ``stats [T, n, k + 1, L]``, ``lr``, and the
@@ -134,6 +134,24 @@ def tiny_trainings() -> list[Training]:
     return out
 
 
+def long_trainings() -> list[Training]:
+    """Trainings for single cores that go on far longer than the others: every schedule, 8,000 to 20,000 updates."""
+
+    def one(family: Literal["neox", "llama"], shape: str, rate: float, schedule: Any, steps: int) -> Training:
+        layers, width, heads = (int(number) for number in shape.split("x"))
+        name = f"cpu-{family}-{layers}x{width}-{schedule}-{steps}"
+        return Training(name, "cpu", family, layers, width, heads, rate, schedule, steps, 8, length=64, vocabulary=2048)
+
+    return [
+        one("neox", "3x64x4", 5e-3, "cosine", 20_000),
+        one("llama", "3x64x4", 8e-3, "wsd", 16_000),
+        one("neox", "4x64x4", 8e-3, "linear", 12_000),
+        one("llama", "2x96x4", 5e-3, "constant", 10_000),
+        one("neox", "2x128x4", 8e-3, "wsd", 8000),
+        one("llama", "4x64x2", 3e-3, "cosine", 14_000),
+    ]
+
+
 def sweep_trainings() -> list[Training]:
     """Shapes for GPUs: each of depth, width, heads, MLP and vocabulary alone, then together; three with three seeds."""
     base = Training("", "gpu", "neox", 6, 384, 6, 4e-3, "cosine", 3000, 32, length=128)
@@ -201,6 +219,7 @@ def _named(kind: str, trainings: list[Training]) -> list[Training]:
 SETS = {
     "varied": varied_trainings(),
     "tiny": tiny_trainings(),
+    "long": long_trainings(),
     "sweep": sweep_trainings(),
     "tiny_sweep": tiny_sweep_trainings(),
 }

@@ -39,6 +39,7 @@ from ma_monitor.analysis import Analysis, forecast_run
 from ma_monitor.cli.common import band, table
 from ma_monitor.cli.fit import asymptote_words, peak_words
 from ma_monitor.numerics.forecast import LayerForecast
+from ma_monitor.phenomena import named
 
 
 class Shape(NamedTuple):
@@ -85,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = build_model(shape, text, options.seq_len)
     size = f"{model.num_parameters():,} parameters, {options.max_steps:,} updates"
     print(f"{size} of {options.batch_size} x {options.seq_len} tokens on {options.device}", flush=True)
-    callback = MassiveActivationCallback(MonitorConfig(every=options.every))  # this is all that ma_monitor needs
+    callback = MassiveActivationCallback(
+        MonitorConfig(every=options.every, phenomena=named(options.phenomena))
+    )  # all it needs
     trainer = Trainer(
         model=model,
         args=training_arguments(options),
@@ -124,6 +127,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, help="rows of an update on each device")
     add("--seq-len", type=positive, help="tokens of a row")
     add("--learning-rate", type=float, help="highest rate of the schedule")
+    add("--phenomena", default="", help="what to measure besides, names with commas between, or `all` (default: none)")
     add("--every", type=positive, help="updates between measurements (default: 20 times, and more often at the start)")
     add("--report-to", nargs="+", default=["tensorboard"], help="where the Trainer reports to (default: tensorboard)")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")

@@ -23,7 +23,8 @@ from ma_monitor.measure.layers import context_length
 from ma_monitor.measure.probe import LENGTH, Probe
 from ma_monitor.monitor import Monitor
 from ma_monitor.planning import make_plan
-from ma_monitor.runs.store import META, Run
+from ma_monitor.runs.documents import META
+from ma_monitor.runs.store import Run
 from ma_monitor.sinks.alerts import told_in
 from ma_monitor.sinks.trainer import TrainerSinks, find_handler, training_loop
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ma_monitor.errors import ConfigError
+from ma_monitor.phenomena import PHENOMENA
 from ma_monitor.runs.records import Ratio
 
 Source = Literal["probe", "train_batch"]
@@ -26,6 +27,7 @@ class MonitorConfig:
             of a training batch are read; None for 10.
         source: What is read at due steps: the fixed ``probe``, or the training's own forward, ``train_batch``, which
             costs no forward of its own but has other text every time, padding included.
+        phenomena: What to read besides, names from `ma_monitor.phenomena.PHENOMENA`; none by default.
         combiner: File that `ma-monitor learn` wrote, for forecasts that rest on past runs of your own; it is copied
             into the run's directory. None for the packaged one.
         strict: Raise what would otherwise be warned about once and recorded. For tests, never for a real training.
@@ -36,6 +38,7 @@ class MonitorConfig:
     ratio: Ratio = "ratio_of_means"
     batch_size: int | None = None
     source: Source = "probe"
+    phenomena: tuple[str, ...] = ()
     combiner: str | None = None
     strict: bool = False
 
@@ -54,6 +57,12 @@ class MonitorConfig:
         for name, known in (("ratio", get_args(Ratio)), ("source", get_args(Source))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+        if isinstance(self.phenomena, str) or (unknown := set(self.phenomena) - set(PHENOMENA)):
+            given = self.phenomena if isinstance(self.phenomena, str) else sorted(unknown)
+            raise ConfigError(f"`phenomena` must be a tuple of {', '.join(map(repr, PHENOMENA))}, got {given!r}")
+        if self.phenomena and self.source != "probe":
+            raise ConfigError(f'phenomena are read in the probe\'s forward, which source="{self.source}" has not')
 
     def due(self, step: int) -> bool:
         """Whether a measurement is due at this step (the last step of a training is due besides)."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ma_monitor
 from ma_monitor.analysis import Analysis, analyse, forecast_run, refit_due
 from ma_monitor.architecture.prediction import write_prior
 from ma_monitor.config import MonitorConfig
 from ma_monitor.errors import ConfigError, StoreError
 from ma_monitor.learned.combiner import adopt, load
 from ma_monitor.planning import make_plan, moved_plan
+from ma_monitor.runs.meta import installed_versions
 from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, RunMeta
 from ma_monitor.runs.store import Run
 from ma_monitor.sinks.alerts import Alert, due_alerts, probe_failed
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from ma_monitor.numerics.forecast import Forecast
 
 _LOGGER = logging.getLogger("ma_monitor")
-_VERSIONS_OF = ("torch", "transformers", "numpy", "scipy")
 
 
 class Observer:
@@ -362,7 +360,7 @@ class Monitor(Observer):
         precision = team.agreed(lambda: precision_of(model))
         count = self.config.batch_size or COUNT
         read = self._probe.info if self._probe else ProbeInfo(None, count, None, "training batches")
-        return RunMeta(shape, read, self.config.k, 0, self.config.ratio, precision, _versions())
+        return RunMeta(shape, read, self.config.k, 0, self.config.ratio, precision, installed_versions())
 
     def _model(self) -> nn.Module:
         if self.model is None:
@@ -370,10 +368,23 @@ class Monitor(Observer):
         return self.model
 
     def _measure(self, probe: Probe, step: int) -> Measurements:
-        from ma_monitor.measure.forward import measure
+        from ma_monitor.measure.phenomena.reading import measure_with
+
+        def failed(name: str, error: Exception) -> None:
+            with self._guarded(f"reading {name}"):
+                raise error
 
         config = self.config
-        return measure(self._model(), probe, step, k=config.k, batch_size=config.batch_size, team=self._team)
+        return measure_with(
+            self._model(),
+            probe,
+            step,
+            k=config.k,
+            phenomena=config.phenomena,
+            failed=failed,
+            batch_size=config.batch_size,
+            team=self._team,
+        )
 
     def _take(self, measurements: Measurements, *, final: bool) -> None:
         """Observes, unless a resumed run holds this step already.
@@ -390,11 +401,3 @@ class Monitor(Observer):
             if run is not None and (moved := moved_plan(run.plan_at(step), self.schedule, step, self.optimizer)):
                 run.add_plan(moved)
         self.observe(measurements, final=final)
-
-
-def _versions() -> dict[str, str]:
-    found = {"ma_monitor": ma_monitor.__version__}
-    for name in _VERSIONS_OF:
-        with suppress(importlib.metadata.PackageNotFoundError):  # built from source, or only on the path
-            found[name] = importlib.metadata.version(name)
-    return found

@@ -112,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def opened(path: str, ratio: Ratio | None) -> Iterator[list[tuple[str, Run]]]:
     """A run directory, or every model that a file or folder of measurements holds, each with its name."""
+    from ma_monitor.runs.documents import META
     from ma_monitor.runs.published import import_run
-    from ma_monitor.runs.store import META
 
     if not Path(path).exists() or (Path(path) / META).exists():
         yield [(path, open_run(path, ratio))]

@@ -28,6 +28,7 @@ from ma_monitor.cli.common import (
     user_file,
 )
 from ma_monitor.errors import ConfigError
+from ma_monitor.phenomena import PHENOMENA, named
 
 if TYPE_CHECKING:
     from ma_monitor.measure.probe import Probe
@@ -74,6 +75,12 @@ def add(commands: Commands) -> None:
         "--batch-size", type=positive, metavar="N", help="sequences in one forward pass (default: all at once)"
     )
     add_ratio(parser, default=RATIOS[0])
+    parser.add_argument(
+        "--phenomena",
+        metavar="NAMES",
+        default="",
+        help=f"what to read besides, with commas between, or `all`: {', '.join(PHENOMENA)} (default: nothing)",
+    )
     parser.add_argument("--force", action="store_true", help="forget what RUN holds and measure everything anew")
     parser.add_argument("--keep", action="store_true", help="keep downloads, in RUN/checkpoints")
     parser.add_argument("--dry-run", action="store_true", help="only say what is to be done, with sizes")
@@ -235,7 +242,7 @@ def _options(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             bar.total, bar.n = total, done
             bar.set_postfix_str(printable(name))
 
-        config = MonitorConfig(ratio=args.ratio, batch_size=args.batch_size)
+        config = MonitorConfig(ratio=args.ratio, batch_size=args.batch_size, phenomena=named(args.phenomena))
         yield {
             "config": config,
             "out": Path(args.out),

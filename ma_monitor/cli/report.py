@@ -94,7 +94,7 @@ def follow(args: argparse.Namespace, out: Path, tokenizer: Path | None) -> list[
 
 def sizes(runs: Sequence[str]) -> list[int]:
     """Sizes of the files that grow with a run: its measurements and its diary."""
-    from ma_monitor.runs.store import EVENTS, LOG
+    from ma_monitor.runs.documents import EVENTS, LOG
 
     return [file.stat().st_size for run in runs for name in (LOG, EVENTS) if (file := Path(run, name)).exists()]
 

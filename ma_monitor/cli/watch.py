@@ -122,7 +122,8 @@ class Snapshot:
 def read(path: str | Path) -> Snapshot:
     """Looks at a run; fits and forecast are those that it wrote last."""
     from ma_monitor.numerics.values import none_if_not_finite
-    from ma_monitor.runs.store import LOG, Run
+    from ma_monitor.runs.documents import LOG
+    from ma_monitor.runs.store import Run
 
     source = Run.open(path)
     step = int(source.steps[-1]) if len(source.steps) else None

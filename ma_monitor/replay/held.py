@@ -17,11 +17,11 @@ from ma_monitor.monitor import Observer
 from ma_monitor.replay.models import blank_model
 from ma_monitor.replay.sources import FolderSource, Source
 from ma_monitor.replay.weights import fingerprint
-from ma_monitor.runs.documents import remove_documents
+from ma_monitor.runs.documents import EVENTS, LOG, META, remove_documents
 from ma_monitor.runs.log import LogWriter
 from ma_monitor.runs.meta import differences
 from ma_monitor.runs.records import ModelShape
-from ma_monitor.runs.store import EVENTS, LOG, META, Run
+from ma_monitor.runs.store import Run
 
 if TYPE_CHECKING:
     from ma_monitor.measure.probe import Probe

@@ -10,7 +10,8 @@ from pathlib import Path
 from ma_monitor.errors import SourceError
 from ma_monitor.replay.held import PACE, REPLAYED
 from ma_monitor.replay.sources import Checkpoint, Source
-from ma_monitor.runs.store import META, Run
+from ma_monitor.runs.documents import META
+from ma_monitor.runs.store import Run
 
 TOLD = re.compile(rf"([\d.]+) {PACE} \(\d+\)")
 """How a run tells its pace; whatever else stands there, from another version, tells none."""

@@ -23,9 +23,10 @@ from ma_monitor.replay.held import PACE, REPLAYED, WEIGHTS, finish, forget, know
 from ma_monitor.replay.models import ModelLoader, checked_device, checked_dtype
 from ma_monitor.replay.sources import Checkpoint, Source
 from ma_monitor.replay.weights import fingerprint
+from ma_monitor.runs.documents import META
 from ma_monitor.runs.files import lock, writing
 from ma_monitor.runs.records import Plan
-from ma_monitor.runs.store import META, Run
+from ma_monitor.runs.store import Run
 from ma_monitor.schedule import planned_rates
 from ma_monitor.sinks.base import Sink
 

@@ -17,8 +17,8 @@ from ma_monitor.replay.held import finish, forget, known_run
 from ma_monitor.replay.models import checked_dtype
 from ma_monitor.replay.runner import ReplayResult, replay
 from ma_monitor.replay.sources import Source
+from ma_monitor.runs.documents import META
 from ma_monitor.runs.merge import merge
-from ma_monitor.runs.store import META
 
 if TYPE_CHECKING:
     from ma_monitor.config import MonitorConfig

@@ -14,6 +14,8 @@ from ma_monitor.numerics.fit import Fit
 from ma_monitor.numerics.forecast import Forecast, LayerForecast
 from ma_monitor.numerics.values import none_if_not_finite
 from ma_monitor.numerics.variability import variability
+from ma_monitor.phenomena import METRICS
+from ma_monitor.report.besides import phenomena_over_steps, phenomena_rows
 from ma_monitor.report.comparison import figures
 from ma_monitor.report.normal import among_past_runs, normal_words
 from ma_monitor.report.overview import MASSIVE, OUTCOMES, headlines, reasons, towards
@@ -86,6 +88,8 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         "fits": documents,
         "variability": variability(each).to_dict(),
         "places": found,
+        "besides": phenomena_rows(run),
+        "metrics": {key: metric.title for key, metric in METRICS.items()},
         "about": about(run),
         "drawn": drawn(run, fits, forecast, each, found),
     }
@@ -249,6 +253,11 @@ def maps(run: Run, each: Floats, found: dict[str, Any]) -> dict[str, Any]:
         ]
     if np.isfinite(spread).any():
         shown.append({"title": "spread over sequences (CV %)", "log": False, "values": averaged(spread)})
+    for key, besides in phenomena_over_steps(run).items():
+        known = np.add.reduceat(np.isfinite(besides), starts, axis=1, dtype=np.int64)
+        with np.errstate(invalid="ignore"):
+            means = np.add.reduceat(np.where(np.isfinite(besides), besides, 0), starts, axis=1) / known
+        shown.append({"title": METRICS[key].title, "log": METRICS[key].log, "values": figures(means)})
     for key in ("channel", "position"):
         found.pop(key)
     return {"steps": run.steps[starts].tolist(), "shown": shown}

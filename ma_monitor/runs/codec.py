@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ma_monitor.runs.records import Measurements, Plan
 
-MEASUREMENTS, REWIND, PLAN = 1, 2, 3
+MEASUREMENTS, REWIND, PLAN, PHENOMENA = 1, 2, 3, 4
 
 FIELDS: dict[str, tuple[str, bool]] = {
     "top": ("<f8", True),
@@ -47,6 +47,14 @@ def encode_measurements(m: Measurements) -> bytes:
     return _HEAD.pack(MEASUREMENTS, m.step) + _SHAPE.pack(*m.top.shape) + zlib.compress(b"".join(planes), _COMPRESSION)
 
 
+def encode_phenomena(m: Measurements) -> bytes:
+    """The payload of what was read besides one step's measurements, whose payload it follows."""
+    text = json.dumps({name: m.phenomena[name].shape for name in sorted(m.phenomena)}).encode()
+    values = np.concatenate([m.phenomena[name].ravel() for name in sorted(m.phenomena)])
+    packed = zlib.compress(_planes(values, "<f8"), _COMPRESSION)
+    return _HEAD.pack(PHENOMENA, m.step) + _COUNT.pack(len(text), len(values)) + text + packed
+
+
 def encode_rewind(step: int) -> bytes:
     """The payload that supersedes everything after this step."""
     return _HEAD.pack(REWIND, step)
@@ -72,7 +80,7 @@ def kind_and_step(payload: bytes) -> tuple[int, int]:
     if len(payload) < _HEAD.size:
         raise ValueError("too short")
     kind, step = _HEAD.unpack_from(payload)
-    if kind not in (MEASUREMENTS, REWIND, PLAN) or step < 0:
+    if kind not in (MEASUREMENTS, REWIND, PLAN, PHENOMENA) or step < 0:
         raise ValueError(f"kind {kind} at step {step}")
     return kind, step
 
@@ -91,7 +99,7 @@ def decode_measurements(payload: bytes, shape: tuple[int, int, int]) -> Measurem
     if found != shape:
         raise ValueError(f"shape {found} instead of {shape}")
     raw = _decompress(payload[_HEAD.size + _SHAPE.size :], record_bytes(shape))
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, Any] = {}
     start = 0
     for name, (kind, ranked) in FIELDS.items():
         axes = shape if ranked else shape[:2]
@@ -99,6 +107,37 @@ def decode_measurements(payload: bytes, shape: tuple[int, int, int]) -> Measurem
         arrays[name] = _values(raw[start : start + size], kind).reshape(axes)
         start += size
     return Measurements(_HEAD.unpack_from(payload)[1], **arrays)
+
+
+def decode_phenomena(payload: bytes, rows: int) -> dict[str, NDArray[np.float64]]:
+    """What was read besides the measurements of a step.
+
+    Args:
+        payload: What `encode_phenomena` gave.
+        rows: Layer rows R that the run's metadata promise.
+
+    Raises:
+        ValueError: If the payload does not hold arrays of so many rows.
+    """
+    start = _HEAD.size + _COUNT.size
+    if len(payload) < start:
+        raise ValueError("too short")
+    characters, count = _COUNT.unpack_from(payload, _HEAD.size)
+    shapes = json.loads(payload[start : start + characters])
+    if not isinstance(shapes, dict) or not all(_is_shape(shape, rows) for shape in shapes.values()):
+        raise ValueError(f"arrays of other than {rows} layers")
+    values = _values(_decompress(payload[start + characters :], count * 8), "<f8")
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    if not len(ends) or ends[-1] != count:
+        raise ValueError(f"{count} numbers for the shapes {list(shapes.values())[:5]}")
+    parts = np.split(values, ends[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _is_shape(shape: Any, rows: int) -> bool:
+    """Whether this is ``[rows]`` or ``[rows, m]``."""
+    numbers = isinstance(shape, list) and all(type(size) is int and 0 < size <= RECORD_LIMIT for size in shape)
+    return numbers and len(shape) in (1, 2) and shape[0] == rows
 
 
 def decode_plan(payload: bytes) -> Plan:

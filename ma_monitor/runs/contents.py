@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
-from ma_monitor.runs.codec import MEASUREMENTS, REWIND, decode_measurements, decode_plan, kind_and_step
+from ma_monitor.runs.codec import (
+    MEASUREMENTS,
+    PHENOMENA,
+    REWIND,
+    decode_measurements,
+    decode_phenomena,
+    decode_plan,
+    kind_and_step,
+)
 from ma_monitor.runs.log import HEADER, Frame, scan
 from ma_monitor.runs.records import Measurements, Plan, RunMeta
 
@@ -56,6 +65,8 @@ class Contents:
                 kind, step = kind_and_step(frame.payload)
                 if kind == MEASUREMENTS:
                     latest[step] = (decode_measurements(frame.payload, self.shape), place)
+                elif kind == PHENOMENA:
+                    latest[step] = self._joined(latest.get(step), frame)
                 elif kind == REWIND:
                     latest = {measured: held for measured, held in latest.items() if measured <= step}
                     self.rewind(step)
@@ -65,6 +76,13 @@ class Contents:
                 problems.append(f"the record at byte {frame.offset} is not one of this run ({error}) and left out")
         self.places = {step: latest[step][1] for step in sorted(latest)}
         return [latest[step][0] for step in self.places], problems
+
+    def _joined(self, held: tuple[Measurements, Place] | None, frame: Frame) -> tuple[Measurements, Place]:
+        """Measurements with what was read besides them, which lies right behind them."""
+        if held is None or held[1].offset + held[1].size != frame.offset:
+            raise ValueError("what was read besides measurements without these")
+        whole = replace(held[0], phenomena=decode_phenomena(frame.payload, self.shape[0]))
+        return whole, Place(held[1].offset, held[1].size + frame.size)
 
 
 def leftover(data: bytes, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The latest fits and forecast of a run: plain JSON documents, replaced atomically."""
+"""The files of a run, by name, and its latest fits and forecast: plain JSON documents, replaced atomically."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from ma_monitor.errors import ConfigError, StoreError
 from ma_monitor.runs.files import read_json, write_bytes, write_json, writing
 from ma_monitor.runs.log import SCHEMA_VERSION
 
+META, LOG, EVENTS = "run.json", "measurements.bin", "events.jsonl"
 Document = Literal["fits", "forecast"]
 COMBINER, PRIOR = GIVEN = ("combiner.json", "prior.json")
 """What the forecasts of a run rest on besides its measurements."""
+
+
+def refuse_run(path: Path) -> None:
+    """Lets nobody begin a run where there is one.
+
+    Raises:
+        StoreError: If the directory holds a run.
+    """
+    if (path / META).exists():
+        raise StoreError(f"{path}: already holds a run; continue it with Run.continue_ or use another directory")
 
 
 def write_document(folder: Path, name: Document, document: dict[str, Any]) -> None:

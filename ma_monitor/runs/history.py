@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.runs.codec import FIELDS
-from ma_monitor.runs.records import Measurements, Ratio
+from ma_monitor.runs.records import Measurements, Ratio, Readings
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class History:
     """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
-        """Starts empty.
+        """Starts empty; ``besides`` holds, by step, what was read besides the measurements.
 
         Args:
             shape: ``(R, n, k)`` of every measurement.
@@ -85,6 +85,7 @@ class History:
         self._buffers = _empty(shape, 0)
         self._count = 0
         self._ratios: dict[tuple[int, Ratio], NDArray[np.float64]] = {}
+        self.besides: dict[int, Mapping[str, NDArray[np.float64]]] = {}
 
     def stack(self) -> Stack:
         """All measurements."""
@@ -92,6 +93,27 @@ class History:
         for field in fields(stack):
             getattr(stack, field.name).flags.writeable = False
         return stack
+
+    def measurements(self) -> list[Measurements]:
+        """All measurements, with what was read besides them."""
+        stack = self.stack()
+        each = map(stack.at, range(len(stack.steps)))
+        return [replace(m, phenomena=self.besides.get(m.step, {})) for m in each]
+
+    def readings(self) -> dict[str, Readings]:
+        """What was read besides, by name. Of several widths in one run (another model's heads) the last one's count."""
+        found: dict[str, dict[int, NDArray[np.float64]]] = {}
+        for step in self.stack().steps.tolist():
+            for name, values in self.besides.get(step, {}).items():
+                found.setdefault(name, {})[step] = values
+        alike = {
+            name: {step: one for step, one in each.items() if one.shape == next(reversed(each.values())).shape}
+            for name, each in found.items()
+        }
+        return {
+            name: Readings(np.array(list(each), dtype=np.int64), np.stack(list(each.values())))
+            for name, each in sorted(alike.items())
+        }
 
     def load(self, measurements: Iterable[Measurements]) -> None:
         """Takes many measurements, whose steps rise and come after all before, at once."""
@@ -103,9 +125,13 @@ class History:
         if self._count and m.step <= self._buffers.steps[self._count - 1]:
             held = self.stack()
             before, after = held.take(held.steps < m.step), held.take(held.steps > m.step)
+            besides = self.besides
             self._restart(before)
             self._put(m)
-            self.load(after.at(index) for index in range(len(after.steps)))
+            self.load(
+                replace(later, phenomena=besides.get(later.step, {}))
+                for later in map(after.at, range(len(after.steps)))
+            )
         else:
             self._put(m)
 
@@ -131,6 +157,8 @@ class History:
         return known
 
     def _restart(self, kept: Stack) -> None:
+        held = set(kept.steps.tolist())
+        self.besides = {step: values for step, values in self.besides.items() if step in held}
         self._buffers = kept
         self._count = len(kept.steps)
         self._ratios.clear()
@@ -144,6 +172,8 @@ class History:
         self._buffers.steps[self._count] = m.step
         for name in FIELDS:
             getattr(self._buffers, name)[self._count] = getattr(m, name)
+        if m.phenomena:
+            self.besides[m.step] = m.phenomena
         self._count += 1
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from ma_monitor.errors import StoreError
 from ma_monitor.runs.codec import encode_measurements
-from ma_monitor.runs.documents import copy_given, remove_documents
+from ma_monitor.runs.documents import EVENTS, LOG, META, copy_given, remove_documents
 from ma_monitor.runs.events import add_event, line_of
 from ma_monitor.runs.files import replace_file, writing
 from ma_monitor.runs.log import LogWriter
 from ma_monitor.runs.meta import differences
 from ma_monitor.runs.records import Measurements, Plan
-from ma_monitor.runs.store import EVENTS, LOG, META, Run
+from ma_monitor.runs.store import Run
 
 
 def merge(paths: Sequence[str | Path], out: str | Path) -> int:

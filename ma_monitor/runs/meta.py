@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
+import ma_monitor
 from ma_monitor.errors import StoreError
 from ma_monitor.runs.codec import RECORD_LIMIT, record_bytes
 from ma_monitor.runs.log import SCHEMA_VERSION
 from ma_monitor.runs.records import ModelShape, ProbeInfo, Ratio, RunMeta
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of ma_monitor and of the packages that its numbers come from."""
+    found = {"ma_monitor": ma_monitor.__version__}
+    for name in ("torch", "transformers", "numpy", "scipy"):
+        with suppress(importlib.metadata.PackageNotFoundError):  # built from source, or only on the path
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def meta_to_json(meta: RunMeta) -> dict[str, Any]:

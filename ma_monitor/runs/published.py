@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import SourceError
+from ma_monitor.runs.documents import refuse_run
 from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, Ratio, RunMeta
-from ma_monitor.runs.store import Run, refuse_run
+from ma_monitor.runs.store import Run
 
 TEXT_LIMIT = 32 * 2**20
 """Bytes of one step's text file at most; the published ones have some thousands."""

@@ -7,6 +7,7 @@ layer ℓ ≥ 1 is the output of the ℓ-th decoder block (paper, Eq. 1). Import
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +35,8 @@ class Measurements:
         median: Lower median of abs(h) over all S·d entries of a sequence, NaN left out, ``[R, n]``.
         nan: Entries that are NaN, ``[R, n]``.
         inf: Entries that are infinite, ``[R, n]``.
+        phenomena: What was read besides, by name (`ma_monitor.phenomena`), as means over the sequences: a number a
+            layer row, ``[R]``, or several, ``[R, m]``. NaN where a row has none.
     """
 
     step: int
@@ -44,6 +47,7 @@ class Measurements:
     median: NDArray[np.float64]
     nan: NDArray[np.int64]
     inf: NDArray[np.int64]
+    phenomena: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks that the arrays agree in shape.
@@ -63,6 +67,12 @@ class Measurements:
         for name in ("median", "nan", "inf"):
             if getattr(self, name).shape != self.top.shape[:2]:
                 raise ConfigError(f"`{name}` must have the shape {self.top.shape[:2]}, got {getattr(self, name).shape}")
+        for name, values in self.phenomena.items():
+            if values.ndim not in (1, 2) or len(values) != len(self.top):
+                raise ConfigError(
+                    f"{name!r} must have the axes [layer] or [layer, number] of {len(self.top)} layers, "
+                    f"got shape {values.shape}"
+                )
 
     @classmethod
     def from_statistics(cls, step: int, top: NDArray[np.floating], median: NDArray[np.floating]) -> Measurements:
@@ -84,6 +94,14 @@ class Trajectory:
 
     layer: int
     rank: int
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """One thing read besides the measurements: ``steps [T]`` and ``values [T, R]`` or ``[T, R, m]``."""
+
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
 

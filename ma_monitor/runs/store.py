@@ -11,6 +11,7 @@ reader changes nothing and sees what is whole. One process writes at a time, rea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +21,19 @@ from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError, StoreError
 from ma_monitor.html import table
-from ma_monitor.runs.codec import encode_measurements, encode_plan, encode_rewind
+from ma_monitor.runs import documents
+from ma_monitor.runs.codec import encode_measurements, encode_phenomena, encode_plan, encode_rewind
 from ma_monitor.runs.contents import Contents, Place, leftover
-from ma_monitor.runs.documents import Document, copy_given, read_document, remove_documents, write_document
+from ma_monitor.runs.documents import EVENTS, LOG, META, Document, copy_given, refuse_run, remove_documents
 from ma_monitor.runs.events import LOGGER, Event, add_event, read_events
 from ma_monitor.runs.files import read_json, replace_folder, write_bytes, write_json, writing
 from ma_monitor.runs.history import History, Stack
 from ma_monitor.runs.log import HEADER, LogWriter, read_log, scan
 from ma_monitor.runs.meta import differences, meta_from_json, meta_to_json
-from ma_monitor.runs.records import Measurements, Plan, Ratio, RunMeta, Trajectory
+from ma_monitor.runs.records import Measurements, Plan, Ratio, Readings, RunMeta, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
-
-META, LOG, EVENTS = "run.json", "measurements.bin", "events.jsonl"
 
 
 class Run:
@@ -210,6 +210,8 @@ class Run:
                 f"got {m.top.shape}"
             )
         place = Place(*writer.queue(encode_measurements(m)))
+        if m.phenomena:
+            place = Place(place.offset, place.size + writer.queue(encode_phenomena(m))[1])
         self._history.add(m)
         self._contents.places[m.step] = place
         writer.flush()
@@ -256,7 +258,7 @@ class Run:
             StoreError: If the run is not open for writing, or the disk refuses.
         """
         self._writable()
-        write_document(self.path, name, document)
+        documents.write_document(self.path, name, document)
 
     def read_document(self, name: Document) -> dict[str, Any] | None:
         """The latest fits or forecast; None where there are none.
@@ -264,12 +266,19 @@ class Run:
         Raises:
             StoreError: If the file is not a document of this version.
         """
-        return read_document(self.path, name)
+        return documents.read_document(self.path, name)
 
     def measurements(self) -> list[Measurements]:
         """Every measured step in order, what is superseded left out."""
-        stack = self._history.stack()
-        return [stack.at(index) for index in range(len(stack.steps))]
+        return self._history.measurements()
+
+    def phenomena(self) -> dict[str, Readings]:
+        """What was read besides the measurements, by name (`ma_monitor.phenomena`): the steps that have it."""
+        return self._history.readings()
+
+    def phenomena_at(self, step: int) -> Mapping[str, NDArray[np.float64]]:
+        """What was read besides the measurements of a step: name → ``[R]`` or ``[R, m]``; empty where nothing was."""
+        return self._history.besides.get(step, {})
 
     def stack(self) -> Stack:
         """Every measured step in order, as arrays that cannot be written to and do not change any more."""
@@ -388,13 +397,3 @@ class Run:
         if not 1 <= rank <= self.meta.k:
             raise ConfigError(f"`rank` must be one of this run's, 1 to {self.meta.k}, got {rank}")
         return self._history.ratios(rank, ratio or self.meta.ratio)
-
-
-def refuse_run(path: Path) -> None:
-    """Lets nobody begin a run where there is one.
-
-    Raises:
-        StoreError: If the directory holds a run.
-    """
-    if (path / META).exists():
-        raise StoreError(f"{path}: already holds a run; continue it with Run.continue_ or use another directory")

@@ -12,9 +12,11 @@
 | `ma/forecast/next_peak_step`, `…_layer` | the next peak ahead, where one is identified |
 | `ma/forecast/earlier_held` | share of what came inside earlier 80 % bands; when steps double and at the end |
 | `ma/forecast/earlier_error` | factor by which their medians were off on average, likewise |
+| `ma/sinks/rate` and the like | what is read besides: one number of the layers' (`ma_monitor.phenomena`) |
 | `ma/heatmap` | layer × step picture of the ratios |
 | `ma/fan` | picture: measured ratios and forecast bands of the layers that are forecast to end largest |
 | `ma/layers` | table: per layer its class, fit, peak, asymptote and forecast |
+| `ma/phenomena` | table: per layer what was read besides, at the last measurement |
 | `ma_monitor/…` | facts of the run (configuration), and what it has come to (summary) |
 
 A key is absent where its value is not known: nothing is logged that the data do not support.
@@ -30,6 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.analysis import Analysis
+from ma_monitor.phenomena import METRICS, of_layers
+from ma_monitor.report.besides import latest_phenomena, phenomena_rows
 from ma_monitor.report.track import origins, scores, track_record
 from ma_monitor.report.words import printable
 from ma_monitor.runs.records import RunMeta
@@ -85,7 +89,7 @@ def emission(
         with_pictures: Whether pictures and tables are to be made, where a refit was due.
     """
     steps, ratios = run.steps[:seen], run.ratios()[:, :seen]
-    step, scalars = int(steps[-1]), _ratio_scalars(ratios[:, -1])
+    step, scalars = int(steps[-1]), _ratio_scalars(ratios[:, -1]) | _phenomena_scalars(latest_phenomena(run))
     config = _config(run.meta) if with_config else {}
     if analysis is None:
         return Emission(step, scalars, config=config, alerts=alerts)
@@ -97,6 +101,8 @@ def emission(
     if (drawn := fan(steps, ratios, analysis.forecast)) is not None:
         images["ma/fan"] = drawn
     tables = {"ma/layers": layer_table(ratios[:, -1], analysis)}
+    if rows := phenomena_rows(run):
+        tables["ma/phenomena"] = Table(tuple(rows[0]), tuple(tuple(row.values()) for row in rows))
     return Emission(step, scalars, images, tables, config, summary, alerts)
 
 
@@ -127,6 +133,12 @@ def layer_table(ratio: NDArray[np.float64], analysis: Analysis) -> Table:
             )
         )
     return Table(_COLUMNS, tuple(rows))
+
+
+def _phenomena_scalars(besides: dict[str, NDArray[np.float64]]) -> dict[str, float]:
+    """One number of each metric, those that are known."""
+    numbers = {f"ma/{key}": of_layers(METRICS[key], values) for key, values in besides.items()}
+    return {key: number for key, number in numbers.items() if number is not None}
 
 
 def _ratio_scalars(ratio: NDArray[np.float64]) -> dict[str, float]:

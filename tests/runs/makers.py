@@ -27,13 +27,15 @@ def make_meta(layers: int = 2, sequences: int = 3, k: int = 3, first_layer: int 
 
 
 def make_measurements(step: int, meta: RunMeta, seed: int = 0) -> Measurements:
-    """Measurements that depend on nothing but step and seed."""
+    """Measurements that depend on nothing but step and seed; at odd steps more was read besides."""
     shape = (meta.rows, meta.probe.sequences, meta.k)
     rng = np.random.default_rng([seed, step])
     top = -np.sort(-rng.lognormal(3, 1, shape), axis=2) * rng.choice([-1.0, 1.0], shape)
     position, token, channel = (rng.integers(0, high, shape, dtype=np.int32) for high in (32, 100, 16))
     nan, inf = rng.integers(0, 3, shape[:2]), rng.integers(0, 3, shape[:2])
-    return Measurements(step, top, position, token, channel, rng.lognormal(0, 0.3, shape[:2]), nan, inf)
+    median = rng.lognormal(0, 0.3, shape[:2])
+    besides = {"kurtosis/per_token": rng.normal(size=meta.rows), "sinks/heads": rng.normal(size=(meta.rows, 2))}
+    return Measurements(step, top, position, token, channel, median, nan, inf, besides if step % 2 else {})
 
 
 def make_plan(from_step: int = 0, total: int = 100, peak: float = 1e-3) -> Plan:
@@ -43,8 +45,9 @@ def make_plan(from_step: int = 0, total: int = 100, peak: float = 1e-3) -> Plan:
 
 def bits(m: Measurements) -> tuple[Any, ...]:
     """All that a measurement says, down to the bits of its floats, to compare."""
-    arrays = [np.ascontiguousarray(getattr(m, field.name)) for field in fields(m) if field.name != "step"]
-    return (m.step, *((array.dtype.str, array.shape, array.tobytes()) for array in arrays))
+    arrays = {field.name: getattr(m, field.name) for field in fields(m) if field.name not in ("step", "phenomena")}
+    every = [np.ascontiguousarray(array) for array in (arrays | dict(sorted(m.phenomena.items()))).values()]
+    return (m.step, *sorted(m.phenomena), *((array.dtype.str, array.shape, array.tobytes()) for array in every))
 
 
 def plan_bits(plan: Plan) -> tuple[Any, ...]:
@@ -64,7 +67,9 @@ def any_measurements(draw: st.DrawFn, shape: tuple[int, int, int] | None = None)
     wide = shape or draw(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4)))
     places = hnp.arrays(np.int32, wide, elements=st.integers(-1, 2**31 - 1))
     counts = hnp.arrays(np.int64, wide[:2], elements=st.integers(0, 2**63 - 1))
+    besides = any_floats(wide[:1]) | any_floats((wide[0], 3))
     return Measurements(
+        phenomena=draw(st.dictionaries(st.text(max_size=5), besides, max_size=3)),
         step=draw(st.integers(0, 2**63 - 1)),
         top=draw(any_floats(wide)),
         position=draw(places),

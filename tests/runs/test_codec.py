@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from hypothesis import strategies as st
 
 from ma_monitor.runs.codec import (
     MEASUREMENTS,
+    PHENOMENA,
     PLAN,
     REWIND,
     decode_measurements,
+    decode_phenomena,
     decode_plan,
     encode_measurements,
+    encode_phenomena,
     encode_plan,
     encode_rewind,
     kind_and_step,
@@ -30,7 +34,34 @@ SHAPE = (3, 3, 3)
 def test_every_bit_of_a_measurement_comes_back(m: Measurements) -> None:
     payload = encode_measurements(m)
     assert kind_and_step(payload) == (MEASUREMENTS, m.step)
-    assert bits(decode_measurements(payload, m.top.shape)) == bits(m)
+    besides = {}
+    if m.phenomena:
+        more = encode_phenomena(m)
+        assert kind_and_step(more) == (PHENOMENA, m.step)
+        besides = decode_phenomena(more, len(m.top))
+    assert bits(replace(decode_measurements(payload, m.top.shape), phenomena=besides)) == bits(m)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "message"),
+    [
+        ('{"a": [3]}', 2, "2 numbers for the shapes"),
+        ('{"a": [2]}', 2, "arrays of other than 3 layers"),
+        ('{"a": [3, 0]}', 0, "arrays of other than 3 layers"),
+        ('{"a": [3, true]}', 3, "arrays of other than 3 layers"),
+        ('{"a": 3}', 3, "arrays of other than 3 layers"),
+        ("[[3]]", 3, "arrays of other than 3 layers"),
+        ("{}", 0, "0 numbers for the shapes"),
+        ("{", 3, "Expecting"),
+    ],
+)
+def test_phenomena_of_other_content_are_refused(text: str, numbers: int, message: str) -> None:
+    packed = zlib.compress(b"\0" * 8 * numbers)
+    payload = struct.pack("<BqII", PHENOMENA, 1, len(text), numbers) + text.encode() + packed
+    with pytest.raises(ValueError, match=message):
+        decode_phenomena(payload, 3)
+    with pytest.raises(ValueError, match="too short"):
+        decode_phenomena(payload[:10], 3)
 
 
 @given(

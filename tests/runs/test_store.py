@@ -195,19 +195,31 @@ def test_damage_in_the_middle_is_named_and_the_rest_kept(tmp_path: Path) -> None
     path = make_run(tmp_path / "run", range(4))
     log = path / "measurements.bin"
     data = bytearray(log.read_bytes())
-    frame = scan(bytes(data), "log").frames[2]  # the plan, step 0, step 1
+    frame = scan(bytes(data), "log").frames[4]  # the plan, step 0, step 1 and what was read besides, step 2
     data[frame.offset + 30] ^= 1
     log.write_bytes(bytes(data))
     run = Run.open(path)
-    assert contents(run) == expected(0, 2, 3)
+    assert contents(run) == expected(0, 1, 3)
     assert run.damage == f"bytes {frame.offset} to {frame.offset + frame.size} are unreadable and left out ({REVIVED})"
     with Run.open(path, writable=True) as writer:
         writer.append(make_measurements(4, META))
         writer.copy_to(tmp_path / "copy")
     assert log.read_bytes()[: len(data)] == data
     assert [e.kind for e in writer.events].count("damaged") == 1
-    assert contents(Run.open(path)) == contents(Run.open(tmp_path / "copy")) == expected(0, 2, 3, 4)
+    assert contents(Run.open(path)) == contents(Run.open(tmp_path / "copy")) == expected(0, 1, 3, 4)
     assert Run.open(tmp_path / "copy").damage is None
+
+
+def test_what_was_read_besides_lost_measurements_is_named_and_left_out(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", range(4))
+    log = path / "measurements.bin"
+    data = bytearray(log.read_bytes())
+    data[scan(bytes(data), "log").frames[2].offset + 30] ^= 1  # the plan, step 0, step 1
+    log.write_bytes(bytes(data))
+    run = Run.open(path)
+    assert contents(run) == expected(0, 2, 3)
+    assert run.damage is not None
+    assert "what was read besides measurements without these" in run.damage
 
 
 @pytest.mark.parametrize("goes_on", [True, False])

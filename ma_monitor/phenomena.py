@@ -1,0 +1,56 @@
+"""What can be read besides the ratio, and what it is called everywhere.
+
+A phenomenon is switched on by its name (``MonitorConfig(phenomena=("sinks", …))``) and gives metrics, each of which is
+a number for each of h_0 … h_L at every measurement. `ma_monitor.measure.phenomena` reads them; runs keep them, sinks
+log them and the report draws them under the names that stand here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number a layer.
+
+    Attributes:
+        key: Its name, ``phenomenon/metric``; a dashboard has it as ``ma/phenomenon/metric``.
+        title: What it is, in words for a chart.
+        shown: Which of the layers' numbers a dashboard's line shows; None for none (several numbers a layer).
+        log: Whether a chart's scale is logarithmic.
+    """
+
+    key: str
+    title: str
+    shown: Literal["largest", "smallest", "mean"] | None = "largest"
+    log: bool = False
+
+
+PHENOMENA: dict[str, tuple[Metric, ...]] = {
+    "kurtosis": (
+        Metric("kurtosis/per_token", "excess kurtosis over channels, mean over tokens (OSP)", log=True),
+        Metric("kurtosis/per_sequence", "kurtosis over all entries (Qualcomm)", log=True),
+        Metric("kurtosis/infinity_norm", "largest absolute entry", log=True),
+    ),
+}
+"""Name of a phenomenon → its metrics."""
+
+METRICS: dict[str, Metric] = {metric.key: metric for metrics in PHENOMENA.values() for metric in metrics}
+
+
+def named(text: str) -> tuple[str, ...]:
+    """The names in a text with commas between; ``all`` for every one, nothing for none."""
+    return tuple(PHENOMENA) if text == "all" else tuple(filter(None, text.split(",")))
+
+
+def of_layers(metric: Metric, values: NDArray[np.float64]) -> float | None:
+    """The one number that a dashboard shows of the layers' ``[R]``; None where nothing is known."""
+    known = values[np.isfinite(values)]
+    if metric.shown is None or not known.size:
+        return None
+    return {"largest": float(known.max()), "smallest": float(known.min()), "mean": float(known.mean())}[metric.shown]
