@@ -135,10 +135,10 @@ def _merged(
     merged = {}
     for key, size in reader.sizes.items():
         whole = np.zeros((reader.rows, sequences, size))
-        for turn, values in zip(team.turns(len(batches)), found, strict=False):
+        for number, turn in enumerate(team.turns(len(batches))):
             if turn < len(batches):
                 mine = whole[:, turn * len(batches[0]) :][:, : len(batches[turn])]
-                given = values.get(key) if reader.failure is None else None
+                given = found[number].get(key) if reader.failure is None else None
                 mine[...] = np.nan if given is None else given.double().cpu().numpy().reshape(mine.shape)
         bits = team.merged(torch.from_numpy(whole.view(np.int64))).numpy().view(np.float64)
         known = ~np.isnan(bits)
