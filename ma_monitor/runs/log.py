@@ -170,6 +170,11 @@ class LogWriter:
         self._end = 0
         self._queue = b""
 
+    @property
+    def deleted(self) -> bool:
+        """Whether the file was deleted under way: it is there until it is closed."""
+        return os.fstat(self._file.fileno()).st_nlink == 0
+
     def read(self) -> bytes:
         """The log up to its end, what is queued included."""
         self._file.seek(0)

@@ -24,6 +24,7 @@ from ma_monitor.html import table
 from ma_monitor.runs import documents
 from ma_monitor.runs.codec import encode_measurements, encode_phenomena, encode_plan, encode_rewind
 from ma_monitor.runs.contents import Contents, Place, leftover
+from ma_monitor.runs.deleted import made_again
 from ma_monitor.runs.documents import EVENTS, LOG, META, Document, copy_given, refuse_run, remove_documents
 from ma_monitor.runs.events import LOGGER, Event, add_event, read_events
 from ma_monitor.runs.files import read_json, replace_folder, write_bytes, write_json, writing
@@ -156,10 +157,8 @@ class Run:
         """
         run = cls.open(path, writable=True)
         try:
-            if reasons := differences(run.meta, meta):
-                raise StoreError(
-                    f"{path}: a run goes on only as what it was: {'; '.join(reasons)}; use another run directory"
-                )
+            if why := differences(run.meta, meta):
+                raise StoreError(f"{path}: a run goes on only as what it was: {'; '.join(why)}; use another directory")
             changed = " with other package versions" if meta.versions != run.meta.versions else ""
             run.event("resumed", f"from step {from_step}{changed}")
             run.rewind(from_step)
@@ -214,7 +213,8 @@ class Run:
             place = Place(place.offset, place.size + writer.queue(encode_phenomena(m))[1])
         self._history.add(m)
         self._contents.places[m.step] = place
-        writer.flush()
+        self._writer = made_again(writer, self.meta)
+        self._writer.flush()
 
     def rewind(self, step: int) -> None:
         """Supersedes everything after this step: measurements, plans, fits and the forecast.

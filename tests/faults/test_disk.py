@@ -13,7 +13,18 @@ import pytest
 from ma_monitor import MassiveActivationCallback, Run
 from ma_monitor.errors import StoreError
 from ma_monitor.runs.documents import LOG
-from tests.faults.trainings import BEFORE, CONFIG, DUE, STRICT, At, trained, undisturbed, undisturbed_log, warned
+from tests.faults.trainings import (
+    BEFORE,
+    CONFIG,
+    DUE,
+    STRICT,
+    At,
+    refuses,
+    trained,
+    undisturbed,
+    undisturbed_log,
+    warned,
+)
 from tests.training import the_run
 
 FILLER = "filler"
@@ -103,7 +114,7 @@ def test_a_disk_on_which_no_run_can_begin(
         trained(tmp_path / "strict", [MassiveActivationCallback(STRICT, run_dir=disk / "run")])
 
 
-@pytest.mark.parametrize("fault", ["full", "read-only", "deleted"])
+@pytest.mark.parametrize("fault", ["full", "read-only", "deleted-and-replaced"])
 def test_strict_raises_what_the_disk_refuses(fault: str, disk: Path, tmp_path: Path) -> None:
     path = disk / "run"
     callback = MassiveActivationCallback(STRICT, run_dir=path)
@@ -111,9 +122,43 @@ def test_strict_raises_what_the_disk_refuses(fault: str, disk: Path, tmp_path: P
         faults = {
             "full": lambda: fill(disk),
             "read-only": lambda: make_read_only(stack, path),
-            "deleted": lambda: shutil.rmtree(path),
+            "deleted-and-replaced": lambda: replace(path),
         }
-        with pytest.raises(StoreError, match=r"cannot be written \((No space left|Read-only|No such file)"):
-            trained(tmp_path, [callback, At(faults[fault])])
-    with suppress(StoreError):
-        the_run(callback).close()
+        refusal = (
+            r"cannot be written \((No space left|Read-only)|deleted under way, and what is there now is not this run's"
+        )
+        refuses(tmp_path, StoreError, refusal, [callback, At(faults[fault])])
+
+
+def replace(path: Path) -> None:
+    """Deletes a run's directory and puts something else there."""
+    shutil.rmtree(path)
+    path.mkdir()
+    (path / "notes.txt").write_text("mine")
+
+
+def test_a_directory_that_is_deleted_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "run"
+    callback = MassiveActivationCallback(CONFIG, run_dir=path)
+    assert trained(tmp_path / "out", [callback, At(lambda: shutil.rmtree(path))]) == undisturbed()
+    assert (path / LOG).read_bytes() == undisturbed_log()
+    run = Run.open(path)
+    assert run.damage is None
+    assert run.read_document("forecast") is not None
+    (line,) = warned(caplog)
+    assert line.startswith(f"{path}: the directory was deleted under way and is made again with all measurements")
+    assert [f"{path}: {event.message}" for event in run.events if event.kind == "repaired"] == [line]
+    with Run.open(path, writable=True):
+        pass  # nobody holds it
+
+
+def test_a_directory_that_is_deleted_and_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "run"
+    callback = MassiveActivationCallback(CONFIG, run_dir=path)
+    assert trained(tmp_path / "out", [callback, At(lambda: replace(path))]) == undisturbed()
+    assert the_run(callback).steps.tolist() == DUE, "kept in memory"
+    assert (path / "notes.txt").read_text() == "mine"
+    assert not (path / LOG).exists()
+    (line,) = warned(caplog)
+    assert line.startswith("ma_monitor: recording a measurement failed")
+    assert "what is there now is not this run's; move it away" in line

@@ -6,6 +6,7 @@ import functools
 import logging
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from transformers import TrainerCallback
 
 from ma_monitor import MassiveActivationCallback, MonitorConfig, Run
+from ma_monitor.errors import StoreError
 from ma_monitor.runs.documents import LOG
 from tests.training import Result, the_run, train
 
@@ -61,6 +63,18 @@ def undisturbed_log() -> bytes:
         callback = MassiveActivationCallback(STRICT)
         trained(Path(folder), [callback])
         return (the_run(callback).path / LOG).read_bytes()
+
+
+def refuses(
+    folder: Path, error: type[BaseException], match: str, callbacks: list[TrainerCallback], **changes: Any
+) -> None:
+    """Checks that a training whose first callback is strict ends with an exception, and lets go of its run."""
+    with pytest.raises(error, match=match):
+        trained(folder, callbacks, **changes)
+    watching = callbacks[0]
+    assert isinstance(watching, MassiveActivationCallback)
+    with suppress(StoreError):
+        the_run(watching).close()
 
 
 def faults(run: Run) -> list[str]:
