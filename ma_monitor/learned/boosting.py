@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+NODES = 10**7
+"""Far more than any trees here have: all are kept as large as the largest."""
+
 
 def import_xgboost() -> ModuleType:
     """XGBoost, to train trees. What its import draws from Python's own random numbers is put back.
@@ -76,6 +79,8 @@ def read_trees(document: Mapping[str, Any], inputs: int) -> Trees:
     model = learner["gradient_booster"]["model"]
     found, size = model["trees"], max(len(tree["left_children"]) for tree in model["trees"])
     shape = (len(found), size)
+    if len(found) * size > NODES:
+        raise ValueError(f"its trees must have at most {NODES} nodes, as many for each as the largest has")
     left, right = (np.tile(np.arange(size), (len(found), 1)) for _ in range(2))
     split, threshold = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
     for number, tree in enumerate(found):

@@ -12,7 +12,6 @@ The packaged model is plain JSON with its data card; XGBoost made the trees and 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from ma_monitor.learned.boosting import Trees, read_trees
 from ma_monitor.learned.inputs import NAMES, STATE, Inputs, inputs_of
 from ma_monitor.numerics.mixture import Correction, Mixture
 from ma_monitor.runs.documents import COMBINER
-from ma_monitor.runs.files import replace_file
+from ma_monitor.runs.files import read_json, replace_file
+from ma_monitor.runs.log import SCHEMA_VERSION
 
 Floats = NDArray[np.float64]
 
@@ -112,6 +112,7 @@ class Combiner:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
+            "schema_version": SCHEMA_VERSION,
             "card": self.card,
             "inputs": list(NAMES),
             "widen": self.widen.round(4).tolist(),
@@ -128,8 +129,10 @@ def from_dict(document: dict[str, Any]) -> Combiner:
     """What ``Combiner.to_dict`` wrote.
 
     Raises:
-        ValueError: If it is for other inputs than this version's.
+        ValueError: If it is of another version, or for other inputs than this version's.
     """
+    if document["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema version {document['schema_version']!r}, this ma_monitor reads {SCHEMA_VERSION}")
     if document["inputs"] != list(NAMES):
         raise ValueError("it is for other inputs than this version's; train it again")
     trees = read_trees(document["trees"], len(NAMES))
@@ -155,7 +158,7 @@ def load(path: Path) -> Combiner:
         ConfigError: If it is not one of this version's.
     """
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return from_dict(read_json(path))
     except Exception as error:  # json, numpy and XGBoost raise anything on what is cut short or hostile
         why = (str(error) or repr(error)).splitlines()[0][:200]
         raise ConfigError(

@@ -21,7 +21,8 @@ from ma_monitor.numerics.members import ANCHOR, horizon
 from ma_monitor.numerics.mixture import Correction, Mixture
 from ma_monitor.numerics.values import LARGEST, interpolate
 from ma_monitor.runs.documents import PRIOR
-from ma_monitor.runs.files import replace_file
+from ma_monitor.runs.files import read_json, replace_file
+from ma_monitor.runs.log import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ma_monitor.learned.combiner import Combiner
@@ -93,7 +94,7 @@ def packaged_path() -> Path:
 
 def save_prior(prior: Prior, planned: int, span: float, folder: Path) -> None:
     """Writes what is expected of a run of so many ``planned`` updates, worth ``span`` at the highest rate."""
-    document = {"planned": planned, "span": span, "time": prior.time.tolist()}
+    document = {"schema_version": SCHEMA_VERSION, "planned": planned, "span": span, "time": prior.time.tolist()}
     text = json.dumps({**document, "quantiles": prior.quantiles.round(5).tolist()})
     replace_file(folder / PRIOR, lambda new: new.write_text(text, encoding="utf-8"))
 
@@ -105,7 +106,9 @@ def _combiner(path: Path, changed: int) -> Combiner:
 
 @lru_cache(maxsize=4)
 def _prior(path: Path, changed: int) -> tuple[Prior, int, float]:
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_json(path)
+    if document["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema version {document['schema_version']!r}, this ma_monitor reads {SCHEMA_VERSION}")
     prior = Prior(np.array(document["time"], dtype=float), np.array(document["quantiles"], dtype=float))
     shaped = prior.time.ndim == 1 and prior.time.size > 1 and prior.quantiles.ndim == 3
     if not shaped or prior.quantiles.shape[1:] != (len(LEVELS), prior.time.size):

@@ -132,6 +132,7 @@ def test_a_few_updates_before_the_end_all_is_finite(left: int) -> None:
         ({"widen": [[1, 1], [1, float("nan")], [1, 1]]}, "must be finite"),
         ({"states": [[0.0]]}, "other shapes"),
         ({"inputs": ["one"]}, "other inputs"),
+        ({"schema_version": 2}, "schema version 2, this ma_monitor reads 1"),
     ],
 )
 def test_hostile_numbers_are_refused(change: dict[str, Any], why: str) -> None:
