@@ -37,6 +37,24 @@ PHENOMENA: dict[str, tuple[Metric, ...]] = {
         Metric("kurtosis/per_sequence", "kurtosis over all entries (Qualcomm)", log=True),
         Metric("kurtosis/infinity_norm", "largest absolute entry", log=True),
     ),
+    "outliers": (
+        Metric("outliers/channels", "channels that are large in at least 6 % of the tokens"),
+        Metric("outliers/token_mean", "largest entry over root mean square of a token, mean over tokens", log=True),
+        Metric("outliers/token_largest", "largest entry over root mean square of a token, largest token", log=True),
+    ),
+    "sinks": (
+        Metric("sinks/rate", "sink rate: share of heads with the first token as sink (Gu et al.)", "mean"),
+        Metric("sinks/score", "mean attention to the first token", "mean"),
+        Metric("sinks/elsewhere", "share of heads with another token as sink", "mean"),
+        Metric("sinks/heads", "mean attention to the first token, of each head", None),
+    ),
+    "compression": (
+        Metric("compression/entropy", "matrix entropy / ln min(T, d) (Queipo-de-Llano et al.)", "smallest"),
+        Metric("compression/effective_rank", "effective rank, exp(matrix entropy)", "smallest", log=True),
+        Metric("compression/anisotropy", "share of the first principal direction, uncentred"),
+        Metric("compression/first_token_bound", "lower bound of the anisotropy by the first token alone"),
+        Metric("compression/first_token_norm", "norm of the first token / mean norm of the others", log=True),
+    ),
 }
 """Name of a phenomenon → its metrics."""
 

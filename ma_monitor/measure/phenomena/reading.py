@@ -22,6 +22,9 @@ from ma_monitor.runs.records import Measurements
 
 READERS = {
     "kurtosis": ("kurtosis", "KurtosisReader"),
+    "outliers": ("outliers", "OutliersReader"),
+    "sinks": ("sinks", "SinksReader"),
+    "compression": ("compression", "CompressionReader"),
 }
 """Phenomenon → its module in this folder and the class that reads it."""
 
