@@ -18,7 +18,6 @@ from __future__ import annotations
 import bisect
 import copy
 import csv
-import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,11 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError
+from ma_monitor.runs.files import opened_arrays, parse_json, read_bounded
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 FILES = (".npy", ".npz", ".json", ".csv")
+LONGEST = 10**8
+"""Most updates whose rates are listed from a file that names only some: each costs memory."""
 KEYS = {
     "constant": ("warmup",),
     "linear": ("warmup", "floor"),
@@ -125,6 +127,8 @@ def _interpolated(points: dict[float, float], total_steps: int | None, source: s
         raise ConfigError(f"a schedule needs at least one learning rate, but {source} has none; give another source")
     at = np.array(sorted(points))
     total = total_steps if total_steps is not None else int(at[-1])
+    if total > LONGEST:
+        raise ConfigError(f"at most {LONGEST:,} rates are listed, but {source} speaks of {total:,}; correct it")
     return _checked(np.interp(np.arange(total + 1), at, [points[s] for s in at]), total, source)
 
 
@@ -199,14 +203,13 @@ def _from_file(path: Path, total_steps: int | None) -> Rates:
 
 
 def _numpy(path: Path, total_steps: int | None) -> Rates:
-    with path.open("rb") as file:
-        loaded = np.load(file, allow_pickle=False)
+    with opened_arrays(path) as loaded:
         values = loaded if isinstance(loaded, np.ndarray) else loaded["lr"]
     return Rates(_checked(values, total_steps, str(path)), f"from {path.name}")
 
 
 def _json(path: Path, total_steps: int | None) -> Rates:
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = parse_json(read_bounded(path))
     if isinstance(document, dict) and "log_history" in document:
         return _trainer_state(document, total_steps, path)
     values = document["lr"] if isinstance(document, dict) else document
@@ -225,8 +228,7 @@ def _trainer_state(state: dict[str, Any], total_steps: int | None, path: Path) -
 
 
 def _csv(path: Path, total_steps: int | None) -> Rates:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
+    rows = [row for row in csv.reader(read_bounded(path).decode().splitlines()) if row]
     header = [name.strip() for name in rows[0]] if rows else []
     if "lr" not in header:
         return Rates(_checked([float(row[0]) for row in rows], total_steps, str(path)), f"from {path.name}")

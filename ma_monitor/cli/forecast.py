@@ -180,11 +180,14 @@ def read_steps(path: str) -> list[int]:
     """
     import numpy as np
 
+    from ma_monitor.runs.files import opened_arrays, read_bounded
+
     with user_file(path, RULE) as file:
         if file.suffix == ".npy":
-            values = np.load(file, allow_pickle=False)
+            with opened_arrays(file) as loaded:
+                values = np.asarray(loaded)
         else:
-            words = re.split(r"[\s,;]+", file.read_text(encoding="utf-8").strip())
+            words = re.split(r"[\s,;]+", read_bounded(file).decode().strip())
             values = np.array([int(word) for word in words if word], dtype=np.int64)
     if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "iu":
         raise ConfigError(f"{path}: {RULE}, got {values.dtype.name} of shape {values.shape}")

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ma_monitor.cli.common import Commands, add_command, emit_json, number, positive, printable
+from ma_monitor.errors import StoreError
+from ma_monitor.runs.documents import Document
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
@@ -32,6 +34,14 @@ AROUND = 6
 LONGEST = 200
 """Characters of other people's text that are shown."""
 LARGE, HUGE = 100, 1000
+NUMBER, MOST_SHOWN = "a number or None", 1e300
+_BAND = {"median": NUMBER, "p10": NUMBER, "p90": NUMBER}
+_PEAK = {"status": str, "identified": bool, "step": NUMBER, "low": NUMBER, "high": NUMBER}
+ENTRY: dict[Document, dict[str, Any]] = {
+    "fits": {"layer": int, "class": str},
+    "forecast": {"layer": int, "end": _BAND, "peak": _PEAK},
+}
+"""What is shown of a layer's entry in each document, which anybody may have written."""
 
 
 def add(commands: Commands) -> None:
@@ -129,7 +139,7 @@ def read(path: str | Path) -> Snapshot:
     step = int(source.steps[-1]) if len(source.steps) else None
     plan = source.plan_at(step or 0)
     total = None if plan is None else plan.total_steps
-    said = [_by_layer(source.read_document(name)) for name in ("fits", "forecast")]
+    said = [_by_layer(source, name) for name in ("fits", "forecast")]
     layers = []
     for i, row in zip(source.layers, source.ratios(), strict=True):
         fit, forecast = (documents.get(i, {}) for documents in said)
@@ -158,8 +168,27 @@ def read(path: str | Path) -> Snapshot:
     )
 
 
-def _by_layer(document: dict[str, Any] | None) -> dict[int, dict[str, Any]]:
-    return {entry["layer"]: entry for entry in document["layers"]} if document else {}
+def _by_layer(source: Run, name: Document) -> dict[int, dict[str, Any]]:
+    """The entries of a document by layer.
+
+    Raises:
+        StoreError: If they are not as this package writes them.
+    """
+    document = source.read_document(name)
+    entries = [] if document is None else document.get("layers")
+    if not isinstance(entries, list) or not all(_is_like(entry, ENTRY[name]) for entry in entries):
+        raise StoreError(f"{source.path}: {name}.json is not what ma_monitor writes there; remove it")
+    return {entry["layer"]: entry for entry in entries}
+
+
+def _is_like(value: Any, kind: Any) -> bool:
+    """Whether a value of a document is of a kind: a type, a number or None, or an object with these or None."""
+    if kind is NUMBER:
+        return value is None or (type(value) in (int, float) and abs(value) < MOST_SHOWN)
+    if isinstance(kind, type):
+        return type(value) is kind
+    known = isinstance(value, dict) and all(key in value and _is_like(value[key], of) for key, of in kind.items())
+    return known or (value is None and "layer" not in kind)
 
 
 def _evenly(steps: Any, row: Any) -> list[float]:
@@ -178,9 +207,12 @@ def _seconds_left(source: Run, step: int | None, total: int | None, measured: fl
     begun = re.match(r"created|from step (\d+)", lives[-1].message) if lives else None
     if step is None or total is None or begun is None or step >= total:
         return None
-    done = step - int(begun.group(1) or 0)
-    spent = measured - datetime.fromisoformat(lives[-1].time).timestamp()
-    return spent / done * (total - step) if done > 0 and spent > 0 else None
+    try:
+        done = step - int(begun.group(1) or 0)
+        spent = measured - datetime.fromisoformat(lives[-1].time).timestamp()
+        return spent / done * (total - step) if done > 0 and spent > 0 else None
+    except (ValueError, OverflowError):  # anybody may have written the diary
+        return None
 
 
 def follow(path: Path, snapshot: Snapshot, console: Console, every: float) -> None:
@@ -274,9 +306,9 @@ def _table(layers: Sequence[dict[str, Any]], width: int, ramp: str) -> Renderabl
             str(layer["layer"]),
             Text(number(ratio), style=style),
             sparkline(_thinned(layer["history"], max(width - TIGHT, 1)), ramp),
-            *((str(layer["class"] or ""),) if wide else ()),
+            *((Text(_words(layer["class"] or "")),) if wide else ()),
             band(end.get("median"), end.get("p10"), end.get("p90")),
-            peak_words(layer["peak"]) if layer["class"] else "",
+            Text(_words(peak_words(layer["peak"]) if layer["class"] else "")),
         )
     return table
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from ma_monitor.errors import SourceError
 from ma_monitor.replay.held import finish, held_steps
 from ma_monitor.replay.runner import ReplayResult
 from ma_monitor.replay.sources import Checkpoint, FolderSource, complete_ones, step_of
+from ma_monitor.runs.files import parse_json, read_bounded
 
 LOGGER = logging.getLogger("ma_monitor")
 POLL = 10.0
@@ -96,7 +96,7 @@ def _look(root: Path) -> Look:
 def _ended(folder: Path) -> bool:
     """Whether a checkpoint is a training's last."""
     try:
-        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        state = parse_json(read_bounded(folder / "trainer_state.json"))
         return bool(state["global_step"] >= state["max_steps"] > 0)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -124,7 +124,7 @@ def blank_model(folder: Path) -> PreTrainedModel:
     """
     configuration = _configuration(folder)
     with torch.device("meta"):
-        model: PreTrainedModel = _class_for(configuration).from_config(configuration)
+        model: PreTrainedModel = _class_for(configuration).from_config(configuration, trust_remote_code=False)
     return model
 
 

@@ -24,7 +24,7 @@ from ma_monitor.replay.models import ModelLoader, checked_device, checked_dtype
 from ma_monitor.replay.sources import Checkpoint, Source
 from ma_monitor.replay.weights import fingerprint
 from ma_monitor.runs.documents import META
-from ma_monitor.runs.files import lock, writing
+from ma_monitor.runs.files import lock, no_link, writing
 from ma_monitor.runs.records import Plan
 from ma_monitor.runs.store import Run
 from ma_monitor.schedule import planned_rates
@@ -257,9 +257,11 @@ def _own_scratch(out: Path) -> Iterator[Path]:
         StoreError: If the folder cannot be made, or another process replays into this run.
     """
     scratch = out / "incoming"
+    if scratch.is_symlink():
+        raise StoreError(f"{scratch}: is a link, and all that is in this folder is removed; remove the link")
     with writing(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
-        mine = (scratch / "lock").open("wb")
+        mine = open(scratch / "lock", "wb", opener=no_link)
     with mine:
         try:
             lock(mine)

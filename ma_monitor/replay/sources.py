@@ -5,7 +5,7 @@ Importing this module loads neither torch nor transformers.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ma_monitor.errors import SourceError
+from ma_monitor.runs.files import parse_json, read_bounded
 
 STEP_NAME = re.compile(r"(?:.*[-_])?(?:checkpoint-|step[-_]?)(?P<step>\d+)(?:-tokens\d+[KMBT])?")
 UNFINISHED = "tmp-"
@@ -80,7 +81,7 @@ def open_source(text: str, revisions: str = "all", *, keep: Path | None = None) 
     """
     from ma_monitor.replay.hub import hub_source
 
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # Path's own raises where there is no such user
     if path.exists() and revisions != "all":
         raise SourceError(
             f"revisions are of a model on the Hub, and {text!r} is on this machine; list folders in a file"
@@ -156,7 +157,7 @@ def list_source(file: Path) -> FolderSource:
         SourceError: If the file cannot be read as text, or lists no complete checkpoint.
     """
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_bounded(file).decode().replace("\0", "").splitlines()]
     except (OSError, ValueError) as error:
         raise SourceError(f"{file}: a list of checkpoints must be UTF-8 text, a folder a line ({error})") from error
     found: dict[Checkpoint, Path] = {}
@@ -167,7 +168,7 @@ def list_source(file: Path) -> FolderSource:
         if step is None:
             problems.append(f"{name} left out: its name does not tell a step; write the step before it")
         else:
-            found[Checkpoint(step, name)] = file.parent / Path(name).expanduser()
+            found[Checkpoint(step, name)] = file.parent / os.path.expanduser(name)
     return complete_ones(file.stem, found, problems)
 
 
@@ -224,10 +225,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted({str(n) for n in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        names = sorted({str(n) for n in parse_json(read_bounded(index))["weight_map"].values()})
+        absent = [name for name in names if not (index.parent / name).is_file()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"half written, {index.name} cannot be read") from error
-    absent = [name for name in names if not (index.parent / name).is_file()]
+    if outside := [name for name in names if Path(name).name != name or name == ".."]:
+        raise SourceError(f"{index.name} may only name files beside it, and names {outside[0][:80]!r}")
     if absent:
         raise SourceError(f"half written, there is no {', '.join(absent)}")
     return [index.parent / name for name in names]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ma_monitor.runs.files import parse_json
 from ma_monitor.runs.records import Measurements, Plan
 
 MEASUREMENTS, REWIND, PLAN, PHENOMENA = 1, 2, 3, 4
@@ -33,6 +34,8 @@ FIELDS: dict[str, tuple[str, bool]] = {
 
 RECORD_LIMIT = 2**30
 """Bytes of one decoded record at most: a corrupt or hostile file cannot ask for more memory than this."""
+LAST_STEP = 2**53
+"""No training is longer, and a float still tells each step from the next."""
 
 _HEAD = struct.Struct("<Bq")
 _SHAPE = struct.Struct("<III")
@@ -80,7 +83,7 @@ def kind_and_step(payload: bytes) -> tuple[int, int]:
     if len(payload) < _HEAD.size:
         raise ValueError("too short")
     kind, step = _HEAD.unpack_from(payload)
-    if kind not in (MEASUREMENTS, REWIND, PLAN, PHENOMENA) or step < 0:
+    if kind not in (MEASUREMENTS, REWIND, PLAN, PHENOMENA) or not 0 <= step <= LAST_STEP:
         raise ValueError(f"kind {kind} at step {step}")
     return kind, step
 
@@ -123,7 +126,7 @@ def decode_phenomena(payload: bytes, rows: int) -> dict[str, NDArray[np.float64]
     if len(payload) < start:
         raise ValueError("too short")
     characters, count = _COUNT.unpack_from(payload, _HEAD.size)
-    shapes = json.loads(payload[start : start + characters])
+    shapes = parse_json(payload[start : start + characters])
     if not isinstance(shapes, dict) or not all(_is_shape(shape, rows) for shape in shapes.values()):
         raise ValueError(f"arrays of other than {rows} layers")
     values = _values(_decompress(payload[start + characters :], count * 8), "<f8")
@@ -150,15 +153,20 @@ def decode_plan(payload: bytes) -> Plan:
     if len(payload) < start:
         raise ValueError("too short")
     characters, count = _COUNT.unpack_from(payload, _HEAD.size)
-    words = json.loads(payload[start : start + characters])
+    words = parse_json(payload[start : start + characters])
+    counts = {name: words[name] for name in ("total_steps", "batch")}
+    whole = all(value is None or (type(value) is int and 0 <= value <= LAST_STEP) for value in counts.values())
+    if not whole or not isinstance(words["schedule"], str):
+        raise ValueError(f"its words are no plan's: {str(words)[:80]}")
     lr = _values(_decompress(payload[start + characters :], count * 8), "<f8")
+    if words["lr"] and not (lr.size and np.isfinite(lr).all() and lr.min() >= 0):
+        raise ValueError("its rates must be finite and not negative")
     return Plan(
         from_step=_HEAD.unpack_from(payload)[1],
-        total_steps=words["total_steps"],
         lr=lr if words["lr"] else None,
-        batch=words["batch"],
         schedule=words["schedule"],
-        held=words.get("held", False),
+        held=words.get("held") is True,
+        **counts,
     )
 
 

@@ -70,5 +70,5 @@ def remove_documents(folder: Path, *names: Document) -> None:
 def copy_given(folder: Path, to: Path) -> None:
     """Copies what forecasts rest on, as far as it is there."""
     for name in GIVEN:
-        if (folder / name).is_file():
+        if (folder / name).is_file() and not (folder / name).is_symlink():  # nor what a link leads to
             write_bytes(to / name, (folder / name).read_bytes(), sync=True)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ma_monitor.runs.files import no_link, parse_json
 from ma_monitor.runs.log import SCHEMA_VERSION
 
 LOGGER = logging.getLogger("ma_monitor")
+LIMIT = 2**26
+"""Bytes of a diary that are read, the last ones."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ def add_event(path: Path, kind: str, message: str) -> None:
     """
     line = line_of(Event(datetime.now(timezone.utc).isoformat(timespec="milliseconds"), kind, message))
     try:
-        with path.open("ab+") as file:
+        with open(path, "ab+", opener=no_link) as file:
             if file.tell():
                 file.seek(-1, 2)
                 torn = file.read(1) != b"\n"
@@ -46,13 +50,16 @@ def line_of(event: Event) -> str:
 
 
 def read_events(path: Path) -> tuple[Event, ...]:
-    """Every event in order; a line that was cut short is left out."""
-    if not path.exists():
+    """Every event of the last ``LIMIT`` bytes in order; a line that was cut short is left out."""
+    if not path.is_file():
         return ()
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LIMIT))
+        lines = file.read().split(b"\n")
     events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in filter(None, lines):
         try:
-            words = json.loads(line)
+            words = parse_json(line.decode(errors="replace"))
             events.append(Event(str(words["time"]), str(words["kind"]), str(words["message"])))
         except (ValueError, KeyError, TypeError, RecursionError):
             continue

@@ -1,22 +1,31 @@
-"""Small facts about files: replace one atomically, read bounded JSON, be the only writer."""
+"""Small facts about files: replace one atomically, read what others wrote in bounds, be the only writer."""
 
 from __future__ import annotations
 
 import errno
 import functools
 import json
+import math
 import os
+import stat
 import tempfile
 import weakref
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from ma_monitor.errors import StoreError
 
-JSON_LIMIT = 64 * 2**20
+JSON_LIMIT = 2**24
 """No document of a run comes near this size in bytes; a larger one is not ours."""
+FILE_LIMIT = 2**28
+"""Bytes of any other text of other people."""
+ARRAYS_LIMIT = 2**31
+"""Bytes of arrays of other people, unpacked."""
 
 
 @contextmanager
@@ -47,13 +56,18 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def no_link(path: str, flags: int) -> int:
+    """An opener for files that are written to: none that is a link, which leads wherever its maker wants."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:
     """Writes a file; with ``sync`` waits until it is on the disk, so that it survives a loss of power.
 
     Raises:
         OSError: If the disk refuses.
     """
-    with path.open("wb") as file:
+    with open(path, "wb", opener=no_link) as file:
         file.write(data)
         if sync:
             file.flush()
@@ -98,20 +112,81 @@ def write_json(path: Path, document: dict[str, Any], *, sync: bool = False) -> N
     replace_file(path, lambda temporary: write_bytes(temporary, data, sync=sync))
 
 
+def read_bounded(path: Path, limit: int = FILE_LIMIT) -> bytes:
+    """A plain file of at most so many bytes: a pipe or a device, perhaps behind a link, may never end.
+
+    Raises:
+        OSError: If it is none or cannot be read.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    if about.st_size > limit:
+        raise OSError(errno.EFBIG, f"{about.st_size} bytes, at most {limit} are read", str(path))
+    return path.read_bytes()
+
+
+def parse_json(text: bytes | str, *, finite: bool = False) -> Any:
+    """What a JSON text of other people says.
+
+    Args:
+        text: The text.
+        finite: Refuse NaN, infinities and numbers that become infinite, which Python would read.
+
+    Raises:
+        ValueError: If it is no JSON, or nested too deeply.
+    """
+    text = text if isinstance(text, str) else text.decode()
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite) if finite else json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _finite(word: str) -> float:
+    if not math.isfinite(number := float(word)):
+        raise ValueError(f"{word[:20]} is not finite")
+    return number
+
+
+@contextmanager
+def opened_arrays(path: Path) -> Iterator[Any]:
+    """What ``numpy.load`` gives for a file of other people, nothing of it unpickled.
+
+    Raises:
+        OSError: If the file cannot be read, or is larger than ``ARRAYS_LIMIT``, packed or not.
+        ValueError: Whatever else is wrong with it, also what is noticed while it is used.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    try:
+        with path.open("rb") as file:
+            size = about.st_size
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    size = max(size, sum(member.file_size for member in archive.infolist()))
+            if size > ARRAYS_LIMIT:
+                raise OSError(errno.EFBIG, f"{size} bytes, at most {ARRAYS_LIMIT} are read", str(path))
+            file.seek(0)
+            yield np.load(file, allow_pickle=False)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise anything on what is cut short or hostile
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object written by `write_json`, trusting nothing about it.
 
     Raises:
-        StoreError: If the file cannot be read, is too large, or is not one JSON object.
+        StoreError: If the file cannot be read, is too large, or is not one JSON object of finite numbers.
     """
     try:
-        size = path.stat().st_size
-        if size > JSON_LIMIT:
-            raise StoreError(f"{path}: a run's JSON file has at most {JSON_LIMIT} bytes, this one has {size}")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(read_bounded(path, JSON_LIMIT), finite=True)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise StoreError(f"{path}: not a JSON file that ma_monitor wrote ({error})") from error
     if not isinstance(document, dict):
         raise StoreError(f"{path}: must hold a JSON object, holds a {type(document).__name__}")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ma_monitor.errors import StoreError
-from ma_monitor.runs.files import lock, writing
+from ma_monitor.runs.files import lock, no_link, read_bounded, writing
 
 SCHEMA_VERSION = 1
 MAGIC = b"\x89MArun\r\n"
@@ -29,6 +29,10 @@ HEADER = MAGIC + struct.pack("<I", SCHEMA_VERSION)
 MARKER = b"\xf5MA\n"
 _SIZES = struct.Struct("<II")
 OVERHEAD = len(MARKER) + _SIZES.size
+LOG_LIMIT = 2**32
+"""Bytes of a log that is read: it is read into memory."""
+VAIN = 64
+"""How often the size of a log may be checksummed for frames that are none: a hostile one could ask for days."""
 REVIVED = "if a rewind was there, the steps that it superseded count again"
 
 
@@ -78,7 +82,7 @@ def read_log(path: Path) -> bytes:
         StoreError: If it cannot be read.
     """
     try:
-        return path.read_bytes()
+        return read_bounded(path, LOG_LIMIT)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -91,13 +95,13 @@ def scan(data: bytes, name: str) -> Scan:
         name: What to call it in messages.
 
     Raises:
-        StoreError: If the header is cut short, foreign, or of a later version.
+        StoreError: If the header is cut short, foreign, or of a later version, or the file was made to be slow to read.
     """
     _check_header(data, name)
     frames: list[Frame] = []
     gaps: list[tuple[int, int]] = []
     end = len(HEADER)
-    while (frame := _next_frame(data, end)) is not None:
+    for frame in _frames(data, end, name):
         if frame.offset > end:
             gaps.append((end, frame.offset))
         frames.append(frame)
@@ -122,18 +126,23 @@ def _check_header(data: bytes, name: str) -> None:
         )
 
 
-def _next_frame(data: bytes, start: int) -> Frame | None:
-    """The first whole frame at or after ``start``."""
-    offset = start
+def _frames(data: bytes, start: int, name: str) -> Iterator[Frame]:
+    """Whole frames at or after ``start``."""
+    offset, patience = start, VAIN * len(data)
     while (offset := data.find(MARKER, offset)) >= 0:
         body = offset + OVERHEAD
-        if body <= len(data):
-            length, crc = _SIZES.unpack_from(data, offset + len(MARKER))
+        length, crc = _SIZES.unpack_from(data, offset + len(MARKER)) if body <= len(data) else (len(data), 0)
+        size = OVERHEAD + length
+        if offset + size <= len(data):
             payload = data[body : body + length]
-            if len(payload) == length and zlib.crc32(payload, zlib.crc32(struct.pack("<I", length))) == crc:
-                return Frame(offset, OVERHEAD + length, payload)
+            if zlib.crc32(payload, zlib.crc32(struct.pack("<I", length))) == crc:
+                yield Frame(offset, size, payload)
+                offset += size
+                continue
+            patience -= size
+            if patience < 0:
+                raise StoreError(f"{name}: too damaged to be read, or made to be slow to read; the run cannot be used")
         offset += 1
-    return None
 
 
 class LogWriter:
@@ -157,8 +166,8 @@ class LogWriter:
         self.path = path
         with writing(path.parent):
             if create:
-                path.touch()
-            self._file = path.open("rb+", buffering=0)
+                open(path, "ab", opener=no_link).close()
+            self._file = open(path, "rb+", buffering=0, opener=no_link)
         try:
             self.locked = lock(self._file)
         except BlockingIOError as error:

@@ -9,11 +9,8 @@ Only magnitudes are known of such data: no places, no layer 0, no probe. What is
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import SourceError
+from ma_monitor.runs.codec import LAST_STEP
 from ma_monitor.runs.documents import refuse_run
+from ma_monitor.runs.files import opened_arrays, parse_json, read_bounded
 from ma_monitor.runs.records import Measurements, ModelShape, Plan, ProbeInfo, Ratio, RunMeta
 from ma_monitor.runs.store import Run
 
@@ -32,8 +31,6 @@ TEXT_LIMIT = 32 * 2**20
 """Bytes of one step's text file at most; the published ones have some thousands."""
 
 _STEP_FILE = re.compile(r"exp2_.+_step([0-9]{1,15})")
-_UNREADABLE = (ValueError, EOFError, OSError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises on an archive that is cut short, corrupt, foreign or pickled."""
 _BARE = {"nan": "NaN", "inf": "Infinity"}
 
 
@@ -179,7 +176,7 @@ def _read_model(path: Path) -> Published:
         try:
             found.append((file.name, _measurements(int(match[1]), _literal(file))))
         except (ValueError, OSError) as error:
-            problems.append(f"{file.name}: {error}")
+            problems.append(f"{file.name}: {error.strerror if isinstance(error, OSError) else error}")
     kept, odd = _consistent(found)
     return Published(
         stats.resolve().parent.name if stats.name == "stats" else stats.name, kept, None, (*problems, *odd)
@@ -192,14 +189,11 @@ def _literal(file: Path) -> Any:
     Raises:
         ValueError: If it is none, or too large.
     """
-    size = file.stat().st_size
-    if size > TEXT_LIMIT:
-        raise ValueError(f"{size} bytes, at most {TEXT_LIMIT} are read")
-    text = file.read_text(encoding="utf-8")
+    text = read_bounded(file, TEXT_LIMIT).decode()
     try:
-        return json.loads(re.sub(r"\b(nan|inf)\b", lambda word: _BARE[word[0]], text))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not a literal list ({type(error).__name__})") from error
+        return parse_json(re.sub(r"\b(nan|inf)\b", lambda word: _BARE[word[0]], text))
+    except ValueError as error:
+        raise ValueError(f"not a literal list ({type(error.__cause__ or error).__name__})") from error
 
 
 def _measurements(step: int, value: Any) -> Measurements:
@@ -214,12 +208,14 @@ def _measurements(step: int, value: Any) -> Measurements:
     """
     try:
         stats = np.asarray(value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError("the lists are ragged, expected [sequence][rank…, median][layer]") from error
     if stats.dtype.kind not in "iuf" or stats.ndim != 3 or stats.shape[1] < 2 or 0 in stats.shape:
         raise ValueError(
             f"expected numbers [sequence][rank…, median][layer], got {stats.dtype.name} of shape {stats.shape}"
         )
+    if not 0 <= step <= LAST_STEP:
+        raise ValueError(f"a step is a whole number from 0 to {LAST_STEP}")
     stats = stats.astype(np.float64).transpose(2, 0, 1)  # [L, n, k + 1]
     if (stats < 0).any():
         raise ValueError("holds negative numbers where magnitudes are expected")
@@ -249,16 +245,15 @@ def _read_npz(path: Path) -> Published:
     found: list[tuple[str, Measurements]] = []
     plan = None
     try:
-        with path.open("rb") as file:  # numpy leaves a file open that turns out to be no archive
-            arrays = np.load(file, allow_pickle=False)
+        with opened_arrays(path) as arrays:
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise ValueError("holds one array, not an archive of several")
             steps, stats = _steps_and_stats(arrays)
             try:
                 plan = _plan(arrays["lr"], int(steps.max())) if "lr" in arrays else None
-            except _UNREADABLE as error:
+            except Exception as error:  # zipfile and zlib raise anything; the rest of the archive may be in order
                 problems.append(f"{path.name}: lr: {error}")
-    except _UNREADABLE as error:
+    except (OSError, ValueError) as error:
         return Published(path.stem, (), None, (f"{path.name}: {error}",))
     for index, step in enumerate(steps.tolist()):
         name = f"{path.name}: steps[{index}] = {step}"

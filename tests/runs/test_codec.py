@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from ma_monitor.runs.codec import (
     MEASUREMENTS,
@@ -25,7 +26,7 @@ from ma_monitor.runs.codec import (
     record_bytes,
 )
 from ma_monitor.runs.records import Measurements, Plan
-from tests.runs.makers import any_floats, any_measurements, bits, make_measurements, make_meta, make_plan, plan_bits
+from tests.runs.makers import any_measurements, bits, make_measurements, make_meta, make_plan, plan_bits
 
 SHAPE = (3, 3, 3)
 
@@ -65,9 +66,9 @@ def test_phenomena_of_other_content_are_refused(text: str, numbers: int, message
 
 
 @given(
-    step=st.integers(0, 2**62),
-    total=st.none() | st.integers(0, 2**70),
-    lr=st.none() | st.integers(0, 9).flatmap(lambda size: any_floats((size,))),
+    step=st.integers(0, 2**53),
+    total=st.none() | st.integers(0, 2**53),
+    lr=st.none() | hnp.arrays(np.float64, st.integers(1, 9), elements=st.floats(0, allow_infinity=False)),
     batch=st.none() | st.integers(1, 2**40),
     words=st.text(),
     held=st.booleans(),

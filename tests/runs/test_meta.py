@@ -110,7 +110,7 @@ def test_hostile_json_is_refused(tmp_path: Path, text: bytes, message: str) -> N
 def test_a_huge_json_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "run.json").open("wb") as file:
         file.truncate(2**40)  # sparse: takes no room
-    with pytest.raises(StoreError, match="has at most .* bytes, this one has 1099511627776"):
+    with pytest.raises(StoreError, match="1099511627776 bytes, at most .* are read"):
         read_json(tmp_path / "run.json")
 
 

@@ -141,7 +141,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
     (path / "stats" / "exp2_pythia-14m_step77").mkdir()
     (problem,) = only(read_published(path)).problems
     assert problem.startswith("exp2_pythia-14m_step77: ")
-    assert "Is a directory" in problem
+    assert "not a plain file" in problem
 
 
 @pytest.mark.parametrize("word", [repr, json.dumps], ids=["python", "json"])
