@@ -23,12 +23,15 @@ class Metric:
         title: What it is, in words for a chart.
         shown: Which of the layers' numbers a dashboard's line shows; None for none (several numbers a layer).
         log: Whether a chart's scale is logarithmic.
+        index: Whether it names something (a channel), of which there is no mean: what more than half of the sequences
+            have in common is kept, NaN where they have nothing.
     """
 
     key: str
     title: str
     shown: Literal["largest", "smallest", "mean"] | None = "largest"
     log: bool = False
+    index: bool = False
 
 
 PHENOMENA: dict[str, tuple[Metric, ...]] = {
@@ -41,6 +44,15 @@ PHENOMENA: dict[str, tuple[Metric, ...]] = {
         Metric("outliers/channels", "channels that are large in at least 6 % of the tokens"),
         Metric("outliers/token_mean", "largest entry over root mean square of a token, mean over tokens", log=True),
         Metric("outliers/token_largest", "largest entry over root mean square of a token, largest token", log=True),
+    ),
+    "super_weights": (
+        Metric("super_weights/input", "largest input of the down projection", log=True),
+        Metric("super_weights/output", "largest output of the down projection", log=True),
+        Metric("super_weights/past_50", "share of sequences in which both are past 50 (Yu et al.)"),
+        Metric("super_weights/past_100", "share of sequences in which both are past 100"),
+        Metric("super_weights/input_channel", "channel of the largest input, in most sequences", None, index=True),
+        Metric("super_weights/output_channel", "channel of the largest output, in most sequences", None, index=True),
+        Metric("super_weights/value", "weight from that input to that output, in most sequences", None, index=True),
     ),
     "sinks": (
         Metric("sinks/rate", "sink rate: share of heads with the first token as sink (Gu et al.)", "mean"),

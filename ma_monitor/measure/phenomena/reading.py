@@ -18,11 +18,13 @@ from ma_monitor.measure.forward import measure, reading_layers, undisturbed_forw
 from ma_monitor.measure.layers import find_layers
 from ma_monitor.measure.phenomena.base import Reader
 from ma_monitor.measure.probe import Probe
+from ma_monitor.phenomena import METRICS
 from ma_monitor.runs.records import Measurements
 
 READERS = {
     "kurtosis": ("kurtosis", "KurtosisReader"),
     "outliers": ("outliers", "OutliersReader"),
+    "super_weights": ("super_weights", "SuperWeightsReader"),
     "sinks": ("sinks", "SinksReader"),
     "compression": ("compression", "CompressionReader"),
 }
@@ -133,7 +135,7 @@ def _along(model: nn.Module, readers: Sequence[Reader], found: dict[str, list[di
 def _merged(
     reader: Reader, found: Sequence[dict[str, Tensor]], batches: Sequence[Tensor], team: Team
 ) -> dict[str, NDArray[np.float64]]:
-    """Every process's finds of a reader as means over the sequences, ``[R]`` or ``[R, m]``; NaN where it failed."""
+    """Every process's finds of a reader as a number for all sequences, ``[R]`` or ``[R, m]``; NaN where it failed."""
     sequences = sum(map(len, batches))
     merged = {}
     for key, size in reader.sizes.items():
@@ -144,8 +146,19 @@ def _merged(
                 given = found[number].get(key) if reader.failure is None else None
                 mine[...] = np.nan if given is None else given.double().cpu().numpy().reshape(mine.shape)
         bits = team.merged(torch.from_numpy(whole.view(np.int64))).numpy().view(np.float64)
-        known = ~np.isnan(bits)
-        with np.errstate(invalid="ignore"):
-            mean = np.where(known, bits, 0).sum(axis=1) / known.sum(axis=1)
-        merged[key] = mean[:, 0] if size == 1 else mean
+        reduced = _common(bits) if METRICS[key].index else _mean(bits)
+        merged[key] = reduced[:, 0] if size == 1 else reduced
     return merged
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the sequences that have a number, ``[R, n, m]`` → ``[R, m]``; NaN where none has."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, values, 0).sum(axis=1) / known.sum(axis=1))
+
+
+def _common(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What more than half of the sequences have, ``[R, n, m]`` → ``[R, m]``; NaN where there is nothing such."""
+    middle = np.sort(values, axis=1)[:, values.shape[1] // 2]
+    return np.where(2 * (values == middle[:, None]).sum(axis=1) > values.shape[1], middle, np.nan)
