@@ -33,6 +33,11 @@ class SourceError(MaMonitorError):
     """A checkpoint or published data cannot be found or read."""
 
 
+def is_fault(error: BaseException) -> bool:
+    """Whether an error is one, and no wish to stop; what a library in Rust raises when it panics is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class MissingExtraError(MaMonitorError, ImportError):
     """An optional package is not installed."""
 

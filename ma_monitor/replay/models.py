@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ma_monitor.errors import ConfigError, SourceError
 from ma_monitor.measure.layers import describe_model
 from ma_monitor.replay.weights import Stored, own_memory, places, pour, stored_tensors
+from ma_monitor.runs.files import parse_json, read_bounded
 from ma_monitor.runs.records import ModelShape
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 LARGEST_IN_FLOAT32 = 1_500_000_000
 """Parameters; Pythia-1.4B has 1.41e9, the next larger one 2.78e9."""
+COUNTS, MOST = re.compile("layer|expert|block|depth"), 10_000
+"""What in a configuration counts parts, each of which costs time and memory even without weights, and how many at most."""
 INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 """What may differ between the configurations of two checkpoints of one model."""
 
@@ -158,10 +162,29 @@ def _configuration(folder: Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
+        _check_demands(parse_json(read_bounded(folder / "config.json")))
         configuration: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except SourceError:
+        raise
     except Exception as error:  # a configuration is free text to transformers: it fails in as many ways
         raise SourceError(f"its config.json cannot be used ({_words(error)})") from error
     return configuration
+
+
+def _check_demands(words: Any) -> None:
+    """Refuses a configuration that asks for code from elsewhere, or for more parts than any model has.
+
+    Raises:
+        SourceError: If it does.
+    """
+    for key, value in words.items() if isinstance(words, dict) else ():
+        if key.endswith("_implementation") and "/" in str(value):
+            raise SourceError(
+                f"its config.json asks for code from the Hub, which is not run ({key}: {str(value)[:80]})"
+            )
+        if COUNTS.search(key) and isinstance(value, int | float) and value > MOST:
+            raise SourceError(f"its config.json asks for more than {MOST:,} parts of a kind ({key}: {value:.4g})")
+        _check_demands(value)
 
 
 def _class_for(configuration: PreTrainedConfig) -> Any:

@@ -6,12 +6,13 @@ import bisect
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ma_monitor.errors import MissingExtraError, SourceError
+from ma_monitor.errors import MaMonitorError, MissingExtraError, SourceError, is_fault
 from ma_monitor.measure.layers import context_length
 from ma_monitor.measure.probe import COUNT, LENGTH, Probe
 from ma_monitor.replay.models import blank_model
@@ -38,9 +39,10 @@ def text_probe(source: Source, texts: Iterable[str] | None = None, name: str = "
     """
     tokenizer, context = _reading(source)
     length = min(LENGTH, context)
-    if texts is None:
-        return Probe.builtin(tokenizer, length=length)
-    return Probe.from_texts(texts, tokenizer, length=length, source=name)
+    with _explained(source):
+        if texts is None:
+            return Probe.builtin(tokenizer, length=length)
+        return Probe.from_texts(texts, tokenizer, length=length, source=name)
 
 
 def paper_probe(source: Source) -> Probe:
@@ -57,7 +59,8 @@ def paper_probe(source: Source) -> Probe:
     texts, tokens = [], 0
     for text in corpus_documents():
         texts.append(text)
-        tokens += len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        with _explained(source):
+            tokens += len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if tokens > COUNT * length:
             break
     return Probe.from_texts(texts, tokenizer, length=length, source=f"{CORPUS}, numpy seed {SEED}, no BOS")
@@ -109,9 +112,18 @@ def _reading(source: Source) -> tuple[Any, int]:
     with tempfile.TemporaryDirectory(prefix="ma_monitor-") as scratch:
         context = context_length(blank_model(source.fetch(last, Path(scratch), "record"))) or CORPUS_LENGTH
         folder = source.fetch(last, Path(scratch), "tokenizer")
-        try:
+        with _explained(source):
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), context
-        except Exception as error:  # every kind of tokenizer fails in its own way
-            raise SourceError(
-                f"the tokenizer of {source.name} cannot be read ({type(error).__name__}: {error}); give --probe-ids"
-            ) from error
+
+
+@contextmanager
+def _explained(source: Source) -> Iterator[None]:
+    """Says whose tokenizer failed."""
+    try:
+        yield
+    except BaseException as error:  # every kind of tokenizer fails in its own way
+        if isinstance(error, MaMonitorError) or not is_fault(error):
+            raise
+        raise SourceError(
+            f"the tokenizer of {source.name} cannot be read ({type(error).__name__}: {error}); give --probe-ids"
+        ) from error

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ma_monitor.errors import is_fault
 from ma_monitor.report.words import UNKNOWN as NOT_KNOWN
+from ma_monitor.runs.files import read_bounded
 from ma_monitor.runs.records import UNKNOWN
 from ma_monitor.runs.store import Run
 
@@ -65,9 +67,11 @@ def token_texts(run: Run, ids: list[int], path: Path | None = None) -> dict[int,
     try:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(found))
+        tokenizer = Tokenizer.from_str(read_bounded(found).decode())
         return {one: tokenizer.decode([one], skip_special_tokens=False) for one in ids if one >= 0}
-    except Exception:  # the library raises a bare Exception for a file that is no tokenizer: ids are shown then
+    except BaseException as error:  # for a file that is no tokenizer the library raises anything: ids are shown then
+        if not is_fault(error):
+            raise
         return {}
 
 

@@ -64,6 +64,7 @@ _OBJECT: _Rule = ("an object", lambda value: isinstance(value, dict))
 _RULES: dict[Any, _Rule] = {
     str: ("text", lambda value: isinstance(value, str)),
     int: (f"a whole number from 1 to {2**53}", lambda value: type(value) is int and 1 <= value <= 2**53),
+    (int, "layers"): ("a whole number from 1 to 10000", lambda value: type(value) is int and 1 <= value <= 10_000),
     (int, "first_layer"): ("0 or 1", lambda value: type(value) is int and value in (0, 1)),
     Ratio: (" or ".join(get_args(Ratio)), lambda value: value in get_args(Ratio)),
 }
