@@ -1,0 +1,1 @@
+"""What massive activations do: a model's loss and quantisation with and without them."""
