@@ -12,6 +12,14 @@ Every message says the rule, what came, and what to do.
 
 from __future__ import annotations
 
+import re
+
+_SECRETS = (
+    re.compile(r"(://)[^/\s'\"]+(?=@)"),  # user and password
+    re.compile(r"(://[^\s'\"?]*\?)[^\s'\"<>)]+"),  # what is asked, which may be signed
+    re.compile(r"\b(hf_)\w{8,}"),
+)
+
 
 class MaMonitorError(Exception):
     """Base of every exception that ma_monitor raises on purpose."""
@@ -31,6 +39,13 @@ class StoreError(MaMonitorError):
 
 class SourceError(MaMonitorError):
     """A checkpoint or published data cannot be found or read."""
+
+
+def redacted(text: str) -> str:
+    """Text of an error as it may be shown and kept: without the secrets in URLs, and without tokens of the Hub."""
+    for secret in _SECRETS:
+        text = secret.sub(r"\1…", text)
+    return text
 
 
 def is_fault(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ma_monitor.analysis import Analysis, analyse, forecast_run, refit_due
 from ma_monitor.architecture.prediction import write_prior
 from ma_monitor.config import MonitorConfig
-from ma_monitor.errors import ConfigError, StoreError
+from ma_monitor.errors import ConfigError, StoreError, redacted
 from ma_monitor.learned.combiner import adopt, load
 from ma_monitor.planning import make_plan, moved_plan
 from ma_monitor.runs.meta import installed_versions
@@ -107,7 +107,7 @@ class Observer:
     def fault(self, what: str, error: Exception) -> None:
         """Warns once of this kind of fault in ``what`` and records it in the run."""
         kind = (what, type(error).__name__)
-        self._fault = f"{kind[1]}: {error}"
+        self._fault = f"{kind[1]}: {redacted(str(error))}"
         if kind in self._warned:
             return
         self._warned.add(kind)

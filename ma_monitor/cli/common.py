@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from ma_monitor.errors import ConfigError
+from ma_monitor.errors import ConfigError, redacted
 from ma_monitor.report.words import UNKNOWN as UNKNOWN
 from ma_monitor.report.words import band as band
 from ma_monitor.report.words import count as count
@@ -141,7 +141,7 @@ def say(text: str = "") -> None:
 
 def note(text: object) -> None:
     """Prints one line on stderr, where progress and warnings go."""
-    print(printable(" ".join(str(text).split())), file=sys.stderr)
+    print(redacted(printable(" ".join(str(text).split()))), file=sys.stderr)
 
 
 def emit_json(document: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from ma_monitor.errors import SourceError
+from ma_monitor.errors import SourceError, redacted
 
 Result = TypeVar("Result")
 
@@ -92,7 +92,7 @@ def _explained(error: Exception, repo: str, revision: str | None, kind: str) -> 
             return f"{repo} cannot be read: offline mode is on; unset HF_HUB_OFFLINE, or give a folder"
     at = f" at {revision}" if revision else ""
     return (
-        f"{repo}{at} cannot be read from the Hub ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
+        f"{repo}{at} cannot be read from the Hub ({type(error).__name__}: {redacted(' '.join(str(error).split()))[:200]}); "
         "check network and disk and run the same command again"
     )
 

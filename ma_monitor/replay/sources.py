@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ma_monitor.errors import SourceError
+from ma_monitor.errors import SourceError, redacted
 from ma_monitor.runs.files import parse_json, read_bounded
 
 STEP_NAME = re.compile(r"(?:.*[-_])?(?:checkpoint-|step[-_]?)(?P<step>\d+)(?:-tokens\d+[KMBT])?")
@@ -93,7 +93,7 @@ def open_source(text: str, revisions: str = "all", *, keep: Path | None = None) 
     if not REPOSITORY.fullmatch(text):
         raise SourceError(
             f"a source must be an existing folder or a Hub id such as EleutherAI/pythia-14m, or a file that lists "
-            f"folders, and {text!r} is none of them"
+            f"folders, and {redacted(text)!r} is none of them"
         )
     return hub_source(text, revisions, keep=keep)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ma_monitor.errors import redacted
 from ma_monitor.runs.files import no_link, parse_json
 from ma_monitor.runs.log import SCHEMA_VERSION
 
@@ -32,6 +33,7 @@ def add_event(path: Path, kind: str, message: str) -> None:
     Never raises: events tell of faults, and a full disk must not turn the telling into another one. What cannot be
     written is warned about instead.
     """
+    message = redacted(message)
     line = line_of(Event(datetime.now(timezone.utc).isoformat(timespec="milliseconds"), kind, message))
     try:
         with open(path, "ab+", opener=no_link) as file:
