@@ -91,8 +91,9 @@ def _explained(error: Exception, repo: str, revision: str | None, kind: str) -> 
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return f"{repo} cannot be read: offline mode is on; unset HF_HUB_OFFLINE, or give a folder"
     at = f" at {revision}" if revision else ""
+    words = redacted(" ".join(str(error).split()))[:200]
     return (
-        f"{repo}{at} cannot be read from the Hub ({type(error).__name__}: {redacted(' '.join(str(error).split()))[:200]}); "
+        f"{repo}{at} cannot be read from the Hub ({type(error).__name__}: {words}); "
         "check network and disk and run the same command again"
     )
 

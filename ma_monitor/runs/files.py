@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from ma_monitor.errors import StoreError
 
 JSON_LIMIT = 2**24
@@ -157,6 +155,8 @@ def opened_arrays(path: Path) -> Iterator[Any]:
         OSError: If the file cannot be read, or is larger than ``ARRAYS_LIMIT``, packed or not.
         ValueError: Whatever else is wrong with it, also what is noticed while it is used.
     """
+    import numpy as np
+
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise OSError(errno.EINVAL, "not a plain file", str(path))
