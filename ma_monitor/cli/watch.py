@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ma_monitor.cli.common import Commands, add_command, emit_json, number, positive, printable
 from ma_monitor.errors import StoreError
-from ma_monitor.runs.documents import Document
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
 
+    from ma_monitor.runs.documents import Document
     from ma_monitor.runs.store import Run
 
 BLOCKS, PLAIN = "▁▂▃▄▅▆▇█", "_.-~=+*#"
