@@ -17,6 +17,7 @@ SEED = 20240607
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("ma_monitor", deadline=None, derandomize=True)
+settings.register_profile("few", settings.get_profile("ma_monitor"), max_examples=8)  # to test mutants with
 settings.load_profile("ma_monitor")
 
 
