@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from ma_monitor import MassiveActivationCallback, Run
 from ma_monitor.errors import StoreError
 from ma_monitor.runs.documents import LOG
+from tests.faults.disks import FILLER, fill, mounted
 from tests.faults.trainings import (
     BEFORE,
     CONFIG,
@@ -26,35 +26,6 @@ from tests.faults.trainings import (
     warned,
 )
 from tests.training import the_run
-
-FILLER = "filler"
-
-
-@contextmanager
-def mounted(at: Path, *options: str) -> Iterator[None]:
-    """A mount while the block lasts."""
-    done = subprocess.run(["mount", *options, str(at)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"only root may mount: {done.stderr}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(at)], check=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 256 KiB."""
-    (tmp_path / "disk").mkdir()
-    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=256k", "tmpfs"):
-        yield tmp_path / "disk"
-
-
-def fill(disk: Path) -> None:
-    """Leaves no block free."""
-    with (disk / FILLER).open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(512))
 
 
 def make_read_only(stack: ExitStack, run: Path) -> None:

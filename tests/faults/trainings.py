@@ -49,6 +49,12 @@ def trained(folder: Path, callbacks: list[TrainerCallback], **changes: Any) -> t
     return bits(train(folder, callbacks, **({"max_steps": LENGTH} | changes)))
 
 
+def values(outcome: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Weights in their order, as the parameters of a wrapped block have other names, and all the rest."""
+    weights, *rest = outcome
+    return list(weights.values()), *rest
+
+
 @functools.cache
 def undisturbed() -> tuple[object, ...]:
     """The bits of a training that nothing watches."""
