@@ -19,13 +19,12 @@ from ma_monitor.ablation.softening import SOFTENINGS
 from ma_monitor.errors import ConfigError
 from ma_monitor.measure.forward import reading_layers, undisturbed_forward
 from ma_monitor.measure.layers import describe_model
+from ma_monitor.numerics.places import emergence_layer
 from ma_monitor.numerics.values import none_if_not_finite
 
 Progress = Callable[[int, int], None]
 """Told how many documents are done, and of how many."""
 TABLES = ("entries", "layers", "softening", "super_weights")
-EMERGES = 2.0
-"""The least factor by which the massive token's norm, in median tokens' norms, grows through the emergence layer."""
 SEED = 0
 
 
@@ -66,7 +65,7 @@ def ablate(
             change.run(subject, document)
         quantisation.run(document)
         progress(document + 1, len(documents))
-    emergence = emergence_layer(subject.readings)
+    emergence = _emergence(subject.readings)
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     for change in changes:
         tables[change.table].append(_row(change, base))
@@ -85,16 +84,13 @@ def ablate(
     }
 
 
-def emergence_layer(readings: Sequence[Reading]) -> int | None:
-    """The first layer whose output has the massive token's norm grown by ``EMERGES`` or more; None where none has.
-
-    The norm is taken in the median token's, so that growth which all tokens share is none; over documents the geometric
-    mean counts. The paper (arXiv:2605.08504) reads the layer off a plot and states no rule.
-    """
+def _emergence(readings: Sequence[Reading]) -> int | None:
+    """The Massive Emergence Layer of these documents: `ma_monitor.numerics.places.emergence_layer` on their means."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.log([reading.norms[:, reading.token] / np.median(reading.norms, axis=1) for reading in readings])
-    grown = np.flatnonzero(np.diff(relative, axis=1).mean(axis=0) >= np.log(EMERGES))
-    return int(grown[0]) + 1 if len(grown) else None
+        grown = [reading.norms[1:] / reading.norms[:-1] for reading in readings]
+    jump = np.mean([one[:, reading.token] for one, reading in zip(grown, readings, strict=True)], axis=0)
+    typical = np.mean([np.median(one, axis=1) for one in grown], axis=0)
+    return emergence_layer(np.r_[np.nan, jump], np.r_[np.nan, typical])
 
 
 def _changes(subject: Subject) -> list[Change]:

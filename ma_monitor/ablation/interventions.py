@@ -91,7 +91,7 @@ class Reading:
 
     Attributes:
         entries: The massive entries of h_1 … h_L.
-        token: Position of the massive token: that of the entry largest against its layer's median.
+        token: Position of the massive token: the one that holds the largest entry of all layers.
         random: As many entries of each layer that are not massive, drawn evenly, several times.
         means: Mean of each channel over tokens, ``[L, d]``.
         norms: Euclidean norm of each token, of h_0 … h_L, ``[L + 1, S]``.
@@ -121,10 +121,8 @@ def read_document(model: nn.Module, ids: Tensor, rule: Rule, *, draws: int, seed
         if row == 0:
             return
         means.append(hidden.float().mean(dim=0).cpu().numpy().astype(np.float64))
-        largest = activation_statistics(hidden[None], 1)
-        ratio = float(largest.top[0, 0].abs() / largest.median[0])
-        if ratio > strongest[0]:
-            strongest = ratio, int(largest.index[0, 0]) // hidden.shape[1]
+        size, index = hidden.float().abs().flatten().max(dim=0)
+        strongest = max(strongest, (float(size), int(index) // hidden.shape[1]))
         massive = rule.indices(hidden).cpu().numpy()
         found[0].append(_entries(hidden, row, massive))
         for drawn in found[1:]:

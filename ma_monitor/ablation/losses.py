@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,12 +81,22 @@ def perplexity(losses: Sequence[float] | Floats) -> float:
         return float(np.exp(np.mean(losses)))
 
 
-def scores_head(model: nn.Module, stored: Sequence[Tensor]) -> bool:
-    """Whether the weights that give logits are among those that a checkpoint stored, or are the input's own."""
-    embeddings = [getattr(model, f"get_{side}_embeddings")() for side in ("input", "output")]
-    weights = [getattr(part, "weight", None) for part in embeddings]
-    if not isinstance(weights[1], Tensor):
+def scores_head(model: nn.Module, stored: Mapping[str, Callable[[], Tensor]]) -> bool:
+    """Whether the weights that give logits are among those that a checkpoint holds, or are the input's own.
+
+    Looked for by their values: checkpoints and models may call them by different names.
+
+    Args:
+        model: Has been loaded from the checkpoint.
+        stored: Name → what reads that tensor.
+    """
+    embeddings = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
+    taken, head = (getattr(part, "weight", None) for part in embeddings)
+    if not isinstance(head, Tensor):
         return False
-    if isinstance(weights[0], Tensor) and weights[0].data_ptr() == weights[1].data_ptr():
+    if isinstance(taken, Tensor) and taken.data_ptr() == head.data_ptr():
         return True
-    return any(torch.equal(one.to(weights[1]), weights[1].detach()) for one in stored if one.shape == weights[1].shape)
+    head = head.detach().cpu()
+    return any(
+        one.shape == head.shape and torch.equal(one.to(head), head) for one in (read() for read in stored.values())
+    )

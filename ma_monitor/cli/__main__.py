@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from ma_monitor import __version__
 from ma_monitor.cli import (
+    ablate,
     backtest,
     compare,
     demo,
@@ -40,6 +41,7 @@ COMMANDS = (
     demo,
     predict,
     replay,
+    ablate,
     merge,
     import_,
     fit,

@@ -7,10 +7,12 @@ import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ma_monitor.errors import MaMonitorError, MissingExtraError, SourceError, is_fault
 from ma_monitor.measure.layers import context_length
@@ -43,6 +45,25 @@ def text_probe(source: Source, texts: Iterable[str] | None = None, name: str = "
         if texts is None:
             return Probe.builtin(tokenizer, length=length)
         return Probe.from_texts(texts, tokenizer, length=length, source=name)
+
+
+def text_documents(source: Source, texts: Iterable[str] | None = None) -> list[NDArray[np.int64]]:
+    """Documents in the source's own tokens ``[S]`` each, without special tokens, cut to at most ``LENGTH`` tokens.
+
+    Args:
+        source: Whose tokenizer and context count.
+        texts: Documents, of which those of fewer than two tokens are left out; None for the built-in passages.
+
+    Raises:
+        SourceError: If the source has no tokenizer that can be read.
+    """
+    tokenizer, context = _reading(source)
+    if texts is None:
+        passages = resources.files("ma_monitor.measure").joinpath("passages.txt")
+        texts = passages.read_text(encoding="utf-8").split("\n---\n")
+    each = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts)
+    documents = [np.array(ids[: min(LENGTH, context)], np.int64) for ids in each]
+    return [document for document in documents if len(document) >= 2]
 
 
 def paper_probe(source: Source) -> Probe:

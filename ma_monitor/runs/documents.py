@@ -10,7 +10,7 @@ from ma_monitor.runs.files import read_json, write_bytes, write_json, writing
 from ma_monitor.runs.log import SCHEMA_VERSION
 
 META, LOG, EVENTS = "run.json", "measurements.bin", "events.jsonl"
-Document = Literal["fits", "forecast"]
+Document = Literal["fits", "forecast", "ablation"]
 COMBINER, PRIOR = GIVEN = ("combiner.json", "prior.json")
 """What the forecasts of a run rest on besides its measurements."""
 
