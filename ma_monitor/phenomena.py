@@ -54,6 +54,14 @@ PHENOMENA: dict[str, tuple[Metric, ...]] = {
         Metric("super_weights/output_channel", "channel of the largest output, in most sequences", None, index=True),
         Metric("super_weights/value", "weight from that input to that output, in most sequences", None, index=True),
     ),
+    "emergence": (
+        Metric("emergence/norm_jump", "norm of the massive token over that in the layer before", log=True),
+        Metric("emergence/typical_jump", "the same of the median token", log=True),
+        Metric("emergence/cosine", "cosine of the massive token's state to that in the layer before", "smallest"),
+        Metric("emergence/feed_forward", "norm of what the feed-forward adds to it over its norm before", log=True),
+        Metric("emergence/norm_gain", "gain at its largest channel over mean gain, of the norm before", log=True),
+        Metric("emergence/entropy", "entropy of the massive token over channels (nats)", "smallest"),
+    ),
     "sinks": (
         Metric("sinks/rate", "sink rate: share of heads with the first token as sink (Gu et al.)", "mean"),
         Metric("sinks/score", "mean attention to the first token", "mean"),

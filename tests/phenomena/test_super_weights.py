@@ -52,7 +52,10 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], str | None]] = {
         lambda: T5EncoderModel(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=64, num_layers=2, num_heads=2)),
         "layer.1.DenseReluDense.wo",
     ),
-    "mixtral": (lambda: AutoModel.from_config(MixtralConfig(**SMALL, num_local_experts=2)), None),
+    "mixtral": (
+        lambda: AutoModel.from_config(MixtralConfig(**SMALL, num_local_experts=2, num_key_value_heads=2)),
+        None,
+    ),
 }
 
 

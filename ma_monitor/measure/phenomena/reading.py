@@ -25,6 +25,7 @@ READERS = {
     "kurtosis": ("kurtosis", "KurtosisReader"),
     "outliers": ("outliers", "OutliersReader"),
     "super_weights": ("super_weights", "SuperWeightsReader"),
+    "emergence": ("emergence", "EmergenceReader"),
     "sinks": ("sinks", "SinksReader"),
     "compression": ("compression", "CompressionReader"),
 }
