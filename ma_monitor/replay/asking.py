@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from ma_monitor.errors import SourceError, redacted
+from ma_monitor.replay.bounds import bound_answers
 
 Result = TypeVar("Result")
 
@@ -32,6 +33,7 @@ def asked(question: Callable[[], Result], repo: str, revision: str | None = None
     Raises:
         SourceError: If there is no answer, in the user's words.
     """
+    bound_answers()
     wait, left = FIRST_WAIT, ATTEMPTS
     while True:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ma_monitor.errors import SourceError
 from ma_monitor.replay.asking import asked, nearest
+from ma_monitor.replay.bounds import counter
 from ma_monitor.replay.sources import TOKENIZER_FILES, Checkpoint, Part, Source, complete_ones, one_per_step, step_of
 
 if TYPE_CHECKING:
@@ -65,7 +67,13 @@ class HubSource:
             commit, files = self._files(checkpoint, part)
             names = [file.rfilename for file in files]
             # The commit instead of the branch: one state for all files, and no reference left in the user's cache.
-            snapshot_download(self.name, revision=commit, local_dir=folder, allow_patterns=names)
+            snapshot_download(
+                self.name,
+                revision=commit,
+                local_dir=folder,
+                allow_patterns=[glob.escape(name) for name in names],
+                tqdm_class=counter(sum(file.size or 0 for file in files)),
+            )
             # A client that loses the network may give what it has, and it compares no checksums.
             broken = [file.rfilename for file in files if not _intact(folder / file.rfilename, file)]
             for broken_name in broken:

@@ -124,9 +124,16 @@ def blank_model(folder: Path) -> PreTrainedModel:
     """A model of the checkpoint's shape without any weights: only ``config.json`` is read.
 
     Raises:
-        SourceError: If there is no configuration that transformers knows.
+        SourceError: If there is no configuration that transformers knows and can make a model of.
     """
     configuration = _configuration(folder)
+    try:
+        return _blank(configuration)
+    except Exception as error:  # numbers that fit no model fail anywhere in it
+        raise SourceError(f"its config.json describes no model ({_words(error)})") from error
+
+
+def _blank(configuration: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         model: PreTrainedModel = _class_for(configuration).from_config(configuration, trust_remote_code=False)
     return model
