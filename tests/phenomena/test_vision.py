@@ -41,48 +41,42 @@ MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_s
 
 
 class Family(NamedTuple):
-    """A tiny model and the module between its last block and the last of the library's hidden states."""
+    """A tiny model, the module from its last block to the library's last hidden state, tokens of each kind."""
 
     model: str
     config: str
     changes: dict[str, Any]
     final: str | None
     sizes: dict[str, int]
-    """Tokens of each kind in an image."""
 
 
-def llava(width: int = WIDTH, tower: str = "clip_vision_model") -> dict[str, Any]:
+def llava(width: int = WIDTH) -> dict[str, Any]:
     return {
         "text_config": TEXT | {"model_type": "llama", "hidden_size": width},
-        "vision_config": CLIP | {"model_type": tower},
+        "vision_config": CLIP | {"model_type": "clip_vision_model"},
         "image_token_id": PLACE,
-        "vision_feature_select_strategy": "default" if tower.startswith("clip") else "full",
     }
 
 
+REGISTERS = VIT | {"num_register_tokens": 4}
+QWEN = {"depth": 1, "embed_dim": WIDTH, "hidden_size": WIDTH, "num_heads": 2, "patch_size": 4}
+PATCHES = {"cls": 1, "patch": 9}
 WORDS = {"image": 9, "first_text": 1, "text": 4}
 FAMILIES: dict[str, Family] = {
-    "vit": Family("ViTModel", "vit", VIT, "layernorm", {"cls": 1, "patch": 9}),
-    "vit, head": Family("ViTForImageClassification", "vit", VIT, "vit.layernorm", {"cls": 1, "patch": 9}),
-    "dinov2": Family("Dinov2Model", "dinov2", VIT, "layernorm", {"cls": 1, "patch": 9}),
+    "vit": Family("ViTModel", "vit", VIT, "layernorm", PATCHES),
+    "vit, head": Family("ViTForImageClassification", "vit", VIT, "vit.layernorm", PATCHES),
+    "dinov2": Family("Dinov2Model", "dinov2", VIT, "layernorm", PATCHES),
     "dinov2, registers": Family(
-        "Dinov2WithRegistersModel",
-        "dinov2_with_registers",
-        VIT | {"num_register_tokens": 4},
-        "layernorm",
-        {"cls": 1, "register": 4, "patch": 9},
+        "Dinov2WithRegistersModel", "dinov2_with_registers", REGISTERS, "layernorm", PATCHES | {"register": 4}
     ),
     "siglip": Family("SiglipVisionModel", "siglip_vision_model", CLIP, None, {"patch": 9}),
     "llava": Family("LlavaForConditionalGeneration", "llava", llava(), "model.language_model.norm", WORDS),
-    "llava, siglip": Family(
-        "LlavaForConditionalGeneration", "llava", llava(tower="siglip_vision_model"), "model.language_model.norm", WORDS
-    ),
     "qwen2_vl": Family(
         "Qwen2VLForConditionalGeneration",
         "qwen2_vl",
         {
             "text_config": TEXT | MROPE | {"hidden_size": WIDTH},
-            "vision_config": {"depth": 1, "embed_dim": WIDTH, "hidden_size": WIDTH, "num_heads": 2, "patch_size": 4},
+            "vision_config": QWEN,
             "image_token_id": PLACE,
             "video_token_id": PLACE - 1,
         },
@@ -92,15 +86,13 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-@cache
-def tiny(name: str) -> Any:
-    return build(name)
-
-
 def build(name: str, **changes: Any) -> Any:
     family = FAMILIES[name]
     torch.manual_seed(0)
     return getattr(transformers, family.model)(AutoConfig.for_model(family.config, **(family.changes | changes))).eval()
+
+
+tiny = cache(build)
 
 
 def inputs_for(name: str) -> dict[str, Tensor]:
@@ -128,15 +120,9 @@ def hidden_states(model: Any, inputs: dict[str, Tensor], final: str | None) -> l
 
 
 def slow_entries(stream: NDArray[np.float64], chosen: NDArray[np.bool_]) -> list[tuple[float, int, int, float]]:
-    """Magnitude, place and signed value of the known entries of the chosen tokens, largest first."""
-    entries = [
-        (-abs(stream[token, channel]), token, channel, stream[token, channel])
-        for token in range(len(stream))
-        if chosen[token]
-        for channel in range(stream.shape[1])
-        if not math.isnan(stream[token, channel])
-    ]
-    return sorted(entries)
+    """Negative magnitude, place and signed value of the entries of the chosen tokens, largest first."""
+    places = [(token, channel) for token in range(len(stream)) if chosen[token] for channel in range(stream.shape[1])]
+    return sorted((-abs(stream[place]), *place, stream[place]) for place in places)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -155,9 +141,8 @@ def test_every_kind_of_token_is_read_as_the_library_shows_it(name: str) -> None:
             for kind, mask in masks.items():
                 entries = slow_entries(stream, mask[image])
                 of = got.of[kind]
-                assert [*of.top[row, image]] == [entry[3] for entry in entries[:K]]
-                assert [*of.position[row, image]] == [entry[1] for entry in entries[:K]]
-                assert [*of.channel[row, image]] == [entry[2] for entry in entries[:K]]
+                found = zip(of.position[row, image], of.channel[row, image], of.top[row, image], strict=True)
+                assert [*found] == [entry[1:] for entry in entries[:K]]
                 assert of.median[row, image] == -entries[::-1][(len(entries) - 1) // 2][0]
 
 
@@ -171,11 +156,11 @@ def test_ratios_have_one_denominator_and_the_largest_is_the_models(name: str) ->
 def spiked(model: Any, block: int, image: int, places: list[tuple[int, int]], value: float) -> Any:
     """The model with entries (token, channel) of one image set after a block, whatever it had given."""
 
-    def plant(_module: nn.Module, _args: Any, output: Any) -> Any:
-        changed = (output if isinstance(output, Tensor) else output[0]).clone()
+    def plant(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        changed = output.clone()
         for token, channel in places:
             changed[image, token, channel] = value
-        return changed if isinstance(output, Tensor) else (changed, *output[1:])
+        return changed
 
     find_layers(model)[block].register_forward_hook(plant)
     return model
@@ -274,6 +259,19 @@ def test_kinds_of_an_image_partition_its_tokens(high: int, wide: int, registers:
     assert (torch.stack([*kinds.values()]).sum(0) == 1).all()
     order = ["cls"] * cls + ["register"] * registers + ["patch"] * (high * wide)
     assert [next(kind for kind in kinds if kinds[kind][1, place]) for place in range(len(order))] == order
+
+
+def test_padding_is_no_part_of_the_model() -> None:
+    inputs = inputs_for("llava")
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["attention_mask"][1, 12:] = 0
+    got = measure_vision(spiked(build("llava"), 0, 1, [(13, 2)], 1e3), inputs)
+    assert got.kinds["padding"].sum() == 2
+    assert got.of["padding"].top[1, 1, 0] == 1e3
+    short = {name: value[:, :12] if value.ndim == 2 else value for name, value in inputs.items()}
+    alone = measure_vision(build("llava"), short)
+    np.testing.assert_allclose(got.of[ALL].top[:2, 1], alone.of[ALL].top[:2, 1], rtol=SINGLE)
+    np.testing.assert_allclose(got.of[ALL].median[:2, 1], alone.of[ALL].median[:2, 1], rtol=SINGLE)
 
 
 def test_kinds_may_be_given() -> None:

@@ -36,7 +36,7 @@ HIGH_NORM = 3.0
 TAU = 20.0
 """A token whose largest value in the massive channels is so many times its RMS is a sink."""
 ALL = "all"
-"""Every token of an image, as if of one kind."""
+"""Every token of an image but padding, as if of one kind."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class VisionReading:
 
     Attributes:
         kinds: Which tokens are of which kind, ``[n, S]`` each; every token is of one.
-        of: Kind → its entries; `ALL` for those of all tokens.
+        of: Kind → its entries; `ALL` for those of all tokens but padding.
         norms: Euclidean norm of every token, ``[R, n, S]``.
         sink_values: φ of every token, ``[R, n, S]``; NaN where there is no first text token.
     """
@@ -73,7 +73,7 @@ class VisionReading:
     sink_values: NDArray[np.float64]
 
     def ratio(self, kind: str = ALL, rank: int = 1) -> NDArray[np.float64]:
-        """A kind's entry of this rank over the median of *all* tokens (paper, Eq. 8), ``[R]``.
+        """A kind's entry of this rank over the median of `ALL` tokens (paper, Eq. 8), ``[R]``.
 
         The common denominator makes kinds comparable: the largest of them is the model's ratio.
         """
@@ -123,7 +123,7 @@ def measure_vision(
         model: A transformers model that takes ``pixel_values``, with or without ``input_ids``.
         inputs: What the model is called with, as its processor gives it.
         kinds: Which tokens are of which kind, ``[n, S]`` bool; None for `token_kinds`. High norms and sinks are looked
-            for in ``patch`` and ``image``, D in ``first_text``.
+            for in ``patch`` and ``image``, D in ``first_text``; ``padding`` is not in `ALL`.
         k: Largest entries kept of each image and kind.
 
     Raises:
@@ -214,9 +214,12 @@ class _Row:
     @classmethod
     def of(cls, hidden: Tensor, masks: Mapping[str, Tensor], k: int) -> _Row:
         """Reads a kind by making all other tokens NaN, which the exact statistics leave out."""
-        statistics = {ALL: activation_statistics(hidden, k)}
-        for name, mask in masks.items():
-            statistics[name] = activation_statistics(hidden.masked_fill(~mask[..., None], torch.nan), k)
+
+        def without(others: Tensor | None) -> Statistics:
+            left = hidden if others is None else hidden.masked_fill(others[..., None], torch.nan)
+            return activation_statistics(left, k)
+
+        statistics = {ALL: without(masks.get("padding"))} | {name: without(~mask) for name, mask in masks.items()}
         wide = hidden.float()
         first = statistics.get("first_text")
         values = sink_values(wide, first.index % hidden.shape[2], first.index >= 0) if first is not None else None
