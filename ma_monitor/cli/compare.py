@@ -22,8 +22,8 @@ from ma_monitor.cli.common import (
     say,
     table,
 )
-from ma_monitor.cli.fit import asymptote_words
 from ma_monitor.errors import ConfigError
+from ma_monitor.report.words import asymptote_words
 
 PICTURES = (".png", ".pdf", ".svg")
 SHOWN = (0.0, 0.1, 0.25, 0.5, 1.0)

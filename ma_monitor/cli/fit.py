@@ -24,9 +24,7 @@ from ma_monitor.cli.common import (
     whole,
 )
 from ma_monitor.errors import ConfigError
-from ma_monitor.report.words import asymptote_words as asymptote_words
-from ma_monitor.report.words import compare as compare
-from ma_monitor.report.words import peak_words as peak_words
+from ma_monitor.report.words import asymptote_words, compare, peak_words
 
 CURVE = ("A", "lambda", "gamma", "t0")
 FLAT = ("layer", "class", *CURVE, "K", "log_abs_A", "beta", "tau0", "A1", "A2", "r2", "aicc", "at_bound")

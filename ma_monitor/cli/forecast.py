@@ -26,9 +26,8 @@ from ma_monitor.cli.common import (
     user_file,
     whole,
 )
-from ma_monitor.cli.fit import asymptote_words, peak_words
 from ma_monitor.errors import ConfigError
-from ma_monitor.report.words import percent
+from ma_monitor.report.words import asymptote_words, peak_words, percent
 
 if TYPE_CHECKING:
     from ma_monitor.runs.records import Plan

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ma_monitor.cli.fit import asymptote_words, compare, peak_words
+from ma_monitor.report.words import asymptote_words, compare, peak_words
 from ma_monitor.runs.store import Run
 from tests.cli.conftest import LAYERS, PLAN, Call, make_measurements, make_meta, make_ratios, make_run
 
