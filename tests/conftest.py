@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SEED = 20240607
 
@@ -42,3 +48,16 @@ def fixed_seeds() -> None:
 def rng() -> np.random.Generator:
     """A generator that gives the same numbers in every run of a test."""
     return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A Chromium (``$CHROMIUM``, or ``chromium`` on the path) that asks nobody for anything on its own account."""
+    from playwright.sync_api import sync_playwright
+
+    quiet = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+    with sync_playwright() as playwright:
+        where = os.environ.get("CHROMIUM") or shutil.which("chromium")
+        chromium = playwright.chromium.launch(executable_path=where, args=list(quiet))
+        yield chromium
+        chromium.close()
