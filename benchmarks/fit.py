@@ -33,8 +33,9 @@ import scipy
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, curve_fit, differential_evolution
 
+from ma_monitor.numerics.batch import fit_curves
 from ma_monitor.numerics.curve import Curve
-from ma_monitor.numerics.fit import Fit, fit_curves, fit_trajectories
+from ma_monitor.numerics.fit import Fit, fit_trajectories
 from ma_monitor.numerics.projection import B_MAX, C_MAX, C_MIN
 
 Floats = NDArray[np.float64]

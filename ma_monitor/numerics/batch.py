@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ma_monitor.numerics.curve import Curve, evaluate
+from ma_monitor.numerics.curve import evaluate
 from ma_monitor.numerics.projection import Floats, Problem, make_problem
 from ma_monitor.numerics.search import Optimum, solve
 from ma_monitor.numerics.values import LARGEST, MIN_POINTS
@@ -51,11 +51,6 @@ class CurveFits:
     K: Floats
     sse: Floats
     at_bound: NDArray[np.bool_]
-
-    def curve(self, row: int) -> Curve:
-        """The curve of one series."""
-        values = (self.beta[row], self.tau0[row], self.A1[row], self.A2[row], self.K[row])
-        return Curve(*(float(value) for value in values))
 
     def evaluate(self, t: ArrayLike) -> Floats:
         """All curves at the times ``t [M]``: ``[L, M]``."""

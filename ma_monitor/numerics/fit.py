@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ma_monitor.html import table
-from ma_monitor.numerics.batch import CurveFits, Group, fit_curves, fit_group
+from ma_monitor.numerics.batch import Group, fit_group
 from ma_monitor.numerics.classes import TrajectoryClass, classify
 from ma_monitor.numerics.curve import Curve
 from ma_monitor.numerics.hypotheses import FAMILIES, HypothesisFits, aicc, fit_hypotheses
@@ -23,18 +23,6 @@ from ma_monitor.numerics.noise import PARAMETERS, effective_points, noise_varian
 from ma_monitor.numerics.profile import LEVELS, Evidence, examine, f_quantile
 from ma_monitor.numerics.projection import Floats, Problem
 from ma_monitor.numerics.values import LARGEST, MIN_POINTS, none_if_not_finite
-
-__all__ = [
-    "Asymptote",
-    "CurveFits",
-    "Fit",
-    "FitStatus",
-    "Hypothesis",
-    "Peak",
-    "PeakStatus",
-    "fit_curves",
-    "fit_trajectories",
-]
 
 _NARROW = 0.5
 """An identified quantity's interval is narrower than this share of its value."""
