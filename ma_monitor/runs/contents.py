@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
+from ma_monitor.errors import StoreError
 from ma_monitor.runs.codec import (
+    LAST_STEP,
     MEASUREMENTS,
-    PHENOMENA,
+    PLAN,
     REWIND,
     decode_measurements,
     decode_phenomena,
     decode_plan,
     kind_and_step,
+    record_bytes,
 )
 from ma_monitor.runs.log import HEADER, Frame, scan
 from ma_monitor.runs.records import Measurements, Plan, RunMeta
+
+UNPACKED, SPARE = 64, 2**30
+"""Records take at most so many times their bytes in memory, a gigabyte aside: real ones take two to four times."""
 
 
 class Place(NamedTuple):
@@ -56,26 +64,47 @@ class Contents:
 
         Returns:
             The measurements in step order, and in words what is no record of this run.
+
+        Raises:
+            StoreError: If the records were made to fill the memory.
         """
+        kept, problems = self._in_force(frames)
+        room = SPARE + UNPACKED * sum(frame.size for frame in frames)
         latest: dict[int, tuple[Measurements, Place]] = {}
-        problems = []
-        for frame in frames:
-            place = Place(frame.offset, frame.size)
-            try:
-                kind, step = kind_and_step(frame.payload)
+        for kind, step, frame in kept:
+            with _noted(frame, problems):
                 if kind == MEASUREMENTS:
+                    place = Place(frame.offset, frame.size)
                     latest[step] = (decode_measurements(frame.payload, self.shape), place)
-                elif kind == PHENOMENA:
-                    latest[step] = self._joined(latest.get(step), frame)
-                elif kind == REWIND:
-                    latest = {measured: held for measured, held in latest.items() if measured <= step}
-                    self.rewind(step)
+                    room -= record_bytes(self.shape)
                 else:
-                    self.add_plan(decode_plan(frame.payload), place)
-            except (ValueError, TypeError, KeyError) as error:
-                problems.append(f"the record at byte {frame.offset} is not one of this run ({error}) and left out")
+                    latest[step] = self._joined(latest.get(step), frame)
+                    room -= sum(values.nbytes for values in latest[step][0].phenomena.values())
+            if room < 0:
+                raise StoreError("a log whose records unpack to so much more than they take is not ma_monitor's")
         self.places = {step: latest[step][1] for step in sorted(latest)}
-        return [latest[step][0] for step in self.places], problems
+        return [latest[step][0] for step in self.places], [problems[offset] for offset in sorted(problems)]
+
+    def _in_force(self, frames: tuple[Frame, ...]) -> tuple[list[tuple[int, int, Frame]], dict[int, str]]:
+        """Takes the plans that count; gives kind, step and frame of what was measured and not rewound, and problems.
+
+        From the last record to the first, so that each is looked at once however many rewinds and plans there are.
+        """
+        kept: list[tuple[int, int, Frame]] = []
+        problems: dict[int, str] = {}
+        least = LAST_STEP
+        for frame in reversed(frames):
+            with _noted(frame, problems):
+                kind, step = kind_and_step(frame.payload)
+                if kind == REWIND:
+                    least = min(least, step)
+                elif kind == PLAN and step <= least and (not self.plans or step < self.plans[-1][0].from_step):
+                    self.plans.append((decode_plan(frame.payload), Place(frame.offset, frame.size)))
+                elif kind != PLAN and step <= least:
+                    kept.append((kind, step, frame))
+        self.plans.reverse()
+        kept.reverse()
+        return kept, problems
 
     def _joined(self, held: tuple[Measurements, Place] | None, frame: Frame) -> tuple[Measurements, Place]:
         """Measurements with what was read besides them, which lies right behind them."""
@@ -83,6 +112,15 @@ class Contents:
             raise ValueError("what was read besides measurements without these")
         whole = replace(held[0], phenomena=decode_phenomena(frame.payload, self.shape[0]))
         return whole, Place(held[1].offset, held[1].size + frame.size)
+
+
+@contextmanager
+def _noted(frame: Frame, problems: dict[int, str]) -> Iterator[None]:
+    """Notes by its place what is no record of this run."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        problems[frame.offset] = f"the record at byte {frame.offset} is not one of this run ({error}) and left out"
 
 
 def leftover(data: bytes, name: str) -> bool:

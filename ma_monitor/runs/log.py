@@ -110,7 +110,7 @@ def scan(data: bytes, name: str) -> Scan:
 
 
 def _check_header(data: bytes, name: str) -> None:
-    if len(data) < len(HEADER) and HEADER.startswith(data):
+    if len(data) < len(HEADER) and (HEADER.startswith(data) or data.startswith(MAGIC)):
         raise StoreError(
             f"{name}: a log begins with {len(HEADER)} bytes of header, this one ends after {len(data)}; "
             "it holds no measurement: remove the run and begin again"
