@@ -24,7 +24,7 @@ from transformers import AutoConfig
 from ma_monitor import MassiveActivationCallback, MonitorConfig
 from ma_monitor.errors import ConfigError, ModelError
 from ma_monitor.measure.layers import find_layers
-from ma_monitor.measure.phenomena.vision import ALL, measure_vision, token_kinds
+from ma_monitor.measure.phenomena.vision import ALL, VisionReading, measure_vision, token_kinds
 from tests.training import make_trainer, the_run
 
 WIDTH, LAYERS, IMAGES, K, VOCABULARY, PLACE = 16, 2, 3, 3, 50, 49
@@ -64,7 +64,6 @@ PATCHES = {"cls": 1, "patch": 9}
 WORDS = {"image": 9, "first_text": 1, "text": 4}
 FAMILIES: dict[str, Family] = {
     "vit": Family("ViTModel", "vit", VIT, "layernorm", PATCHES),
-    "vit, head": Family("ViTForImageClassification", "vit", VIT, "vit.layernorm", PATCHES),
     "dinov2": Family("Dinov2Model", "dinov2", VIT, "layernorm", PATCHES),
     "dinov2, registers": Family(
         "Dinov2WithRegistersModel", "dinov2_with_registers", REGISTERS, "layernorm", PATCHES | {"register": 4}
@@ -193,7 +192,7 @@ def test_an_image_token_massive_where_the_first_text_token_is_is_a_sink_in_a_mod
     assert [*zip(*got.high_norm[1].nonzero(), strict=True)] == [(2, 4), (2, 5)]
 
 
-def test_sink_values_and_high_norms_against_loops() -> None:
+def test_sink_values_against_loops() -> None:
     inputs = inputs_for("llava")
     got = measure_vision(tiny("llava"), inputs, k=2)
     for row, state in enumerate(hidden_states(tiny("llava"), inputs, FAMILIES["llava"].final)):
@@ -201,9 +200,16 @@ def test_sink_values_and_high_norms_against_loops() -> None:
             channels = np.argsort(-np.abs(stream[0]))[:2]
             expected = [max(abs(x[d]) / math.sqrt((x**2).mean()) for d in channels) for x in stream]
             np.testing.assert_allclose(got.sink_values[row, image], expected, rtol=SINGLE)
-            norms = sorted(got.norms[row, image, 1:10])
-            assert [*got.high_norm[row, image, 1:10]] == [n > 3 * norms[4] for n in got.norms[row, image, 1:10]]
-            assert not got.high_norm[row, image, [0, *range(10, 14)]].any()
+
+
+def test_the_rules_at_their_edges() -> None:
+    kinds = {"patch": np.array([[True] * 5 + [False]])}
+    values = np.array([[[20, 19.99, np.nan, 21, 0, 99]]])
+    reading = VisionReading(kinds, {}, norms=np.array([[[1, 1, 3, 3.01, 0.5, 9]]]), sink_values=values)
+    assert reading.high_norm[0, 0].nonzero()[0].tolist() == [3]
+    assert reading.high_norm_share == [1 / 5]
+    assert reading.sinks[0, 0].nonzero()[0].tolist() == [0, 3]
+    assert reading.sink_share == [2 / 4]
 
 
 def test_what_is_not_a_number_is_left_out_and_spoils_nothing_else() -> None:
@@ -215,8 +221,7 @@ def test_what_is_not_a_number_is_left_out_and_spoils_nothing_else() -> None:
     assert got.high_norm[2, 1].nonzero()[0].tolist() == [2]
     assert got.high_norm_share[2] == pytest.approx(1 / (9 * IMAGES - 1))
     assert got.sink_share[2] == 0
-    assert got.of["image"].top[2, 1, 0] == math.inf
-    assert np.isinf(got.ratio("image")[2])
+    assert got.of["image"].top[2, 1, 0] == got.ratio("image")[2] == math.inf
     np.testing.assert_array_equal(got.of["text"].top, clean.of["text"].top)
     np.testing.assert_array_equal(got.norms[:, [0, 2]], clean.norms[:, [0, 2]])
 
@@ -229,7 +234,6 @@ def test_nothing_known_is_nan() -> None:
     assert (got.of["patch"].position[2] == -1).all()
     assert np.isnan(got.ratio("patch")[2])
     assert np.isnan(got.high_norm_share[2])
-    assert np.isfinite(got.high_norm_share[:2]).all()
 
 
 @given(st.data(), st.integers(1, 3), st.integers(1, 12))
@@ -344,10 +348,9 @@ def own_hooks(model: nn.Module) -> list[Any]:
 def trained(name: str, watched: bool) -> tuple[Any, ...]:
     """Three updates of a model with a frozen part, from fixed seeds; everything that must not depend on watching."""
     random.seed(0)
-    np.random.seed(0)
     model, inputs = build(name), inputs_for(name)
     model.train()
-    frozen = find_layers(model)[0].eval()
+    find_layers(model)[0].eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     torch.manual_seed(3)
     for _ in range(3):
@@ -357,8 +360,6 @@ def trained(name: str, watched: bool) -> tuple[Any, ...]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        assert model.training
-        assert not frozen.training
     assert not own_hooks(model)
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
     weights = [p.detach().numpy().tobytes() for p in model.parameters()]
