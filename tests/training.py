@@ -71,6 +71,7 @@ def make_trainer(output: Path, callbacks: list[TrainerCallback], **changes: Any)
         "use_cpu": True,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
+        "report_to": "none",  # transformers 4 would take every reporter that is installed
     }
     return Trainer(
         model=trainer_changes.pop("model", None) or tiny_llama(),
