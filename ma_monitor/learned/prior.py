@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ma_monitor.numerics.forecast import QUANTILES
 from ma_monitor.numerics.values import interpolate
 
 Floats = NDArray[np.float64]
-LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
-"""The levels of all quantiles, as forecasts give them."""
+LEVELS = QUANTILES
+"""The levels of all quantiles: those of a forecast."""
 
 
 @dataclass(frozen=True, eq=False)
