@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from ma_monitor.errors import ConfigError
 from ma_monitor.learned.correction import Corrections
 from ma_monitor.numerics.fit import Fit, fit_trajectories
-from ma_monitor.numerics.forecast import Forecast, forecast
+from ma_monitor.numerics.forecast import THRESHOLDS, Forecast, forecast
 from ma_monitor.numerics.values import MIN_POINTS
 from ma_monitor.runs.records import Plan
 from ma_monitor.runs.store import Run
 
 GROWTH = 1.05
 """A refit is due when the history has grown by this factor."""
-THRESHOLDS = (100.0, 1000.0)
-"""Ratios whose first crossing is forecast unless others are asked for."""
 
 
 @dataclass(frozen=True)

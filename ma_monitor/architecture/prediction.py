@@ -28,16 +28,17 @@ from ma_monitor.learned.correction import save_prior
 from ma_monitor.learned.prior import Prior
 from ma_monitor.numerics.batch import fit_curves
 from ma_monitor.numerics.clock import learning_rate_clock
-from ma_monitor.numerics.events import Crossing, Peak
-from ma_monitor.numerics.forecast import Asymptote, LayerForecast
+from ma_monitor.numerics.events import Peak, first_crossing
+from ma_monitor.numerics.forecast import FORECAST, THRESHOLDS, Asymptote, LayerForecast
 from ma_monitor.runs.records import Plan
 
 Floats = NDArray[np.float64]
 
-THRESHOLDS = (100.0, 1000.0)
 INTERVAL = np.array([0.1, 0.5, 0.9])
 FARTHEST = 20.0
 """An asymptote above so many times the path's largest ratio has no bound: the path still rises."""
+NOTHING = np.zeros(0)
+"""Steps and ratios seen before training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +133,9 @@ def predict(
             end=quantiles[row, :, -1],
             peak=_peak(paths[row], steps),
             asymptote=_asymptote(settled[row], paths[row]),
-            crossings={threshold: _crossing(paths[row], steps, threshold) for threshold in THRESHOLDS},
+            crossings={t: first_crossing(NOTHING, NOTHING, steps, paths[row].T, t) for t in THRESHOLDS},
             led_by="architecture",
-            status="forecast",
+            status=FORECAST,
         )
         for row, number in enumerate(range(1, shape.layers + 1))
     )
@@ -187,17 +188,6 @@ def _asymptote(settled: Floats, paths: Floats) -> Asymptote:
     bounded = low > 1 and high < most
     identified = bounded and high - low < middle / 2
     return Asymptote(middle if bounded else None, low if low > 1 else None, high if high < most else None, identified)
-
-
-def _crossing(paths: Floats, steps: Floats, threshold: float) -> Crossing:
-    """First time that paths of ln ratio ``[P, G]`` are at or above a threshold."""
-    above = paths >= np.log(threshold)
-    reached = above.any(axis=1)
-    if not reached.any():
-        return Crossing(0.0, None, None, None)
-    first = steps[above[reached].argmax(axis=1)]
-    low, middle, high = (float(q) for q in np.quantile(first, INTERVAL, method="higher"))
-    return Crossing(float(reached.mean()), middle, low, high)
 
 
 def _warnings(teacher: Predictor, shape: Shape, recipe: Recipe, distance: float, usual: float) -> tuple[str, ...]:

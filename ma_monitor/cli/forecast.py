@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
     """Does it."""
     grid = None if args.steps is None else read_steps(args.steps)
 
-    from ma_monitor.analysis import THRESHOLDS, forecast_run
-    from ma_monitor.numerics.forecast import FORECAST
+    from ma_monitor.analysis import forecast_run
+    from ma_monitor.numerics.forecast import FORECAST, THRESHOLDS
     from ma_monitor.report.normal import among_past_runs, normal_words
     from ma_monitor.report.track import track_document, track_record, track_words
 

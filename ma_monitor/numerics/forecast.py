@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 
 QUANTILES = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 KEYS = ("p2_5", "p10", "p25", "median", "p75", "p90", "p97_5")
+THRESHOLDS = (100.0, 1000.0)
+"""Ratios whose first crossing is forecast unless others are asked for."""
 GRID = 50
 """Steps of the grid where none is given."""
 NODES = 40
@@ -142,7 +144,7 @@ def forecast(
     until: int | None = None,
     lr: ArrayLike | None = None,
     total_steps: int | None = None,
-    thresholds: Sequence[float] = (100.0, 1000.0),
+    thresholds: Sequence[float] = THRESHOLDS,
     correct: Callable[[Mixture, int | None], Correction] | None = None,
     held: bool = False,
 ) -> Forecast:

@@ -17,6 +17,7 @@ from ma_monitor.architecture.sweep import Training
 from ma_monitor.errors import ConfigError
 from ma_monitor.learned.prior import LEVELS
 from ma_monitor.numerics.clock import learning_rate_clock
+from ma_monitor.numerics.events import first_crossing
 from tests.architecture.made import LR, SHAPE, TOTAL, make_shape
 
 STEPS = 1000 * TIMES
@@ -110,10 +111,10 @@ def test_peaks_of_known_paths() -> None:
 
 def test_crossings_of_known_paths() -> None:
     both = paths([0, np.log(200)], [0, np.log(50)])
-    found = prediction._crossing(both, STEPS, 100.0)
+    found = first_crossing(prediction.NOTHING, prediction.NOTHING, STEPS, both.T, 100.0)
     assert found.probability == 0.5
     assert found.step == STEPS[TIMES >= np.log(100) / np.log(200)][0]
-    assert prediction._crossing(both, STEPS, 1000.0).step is None
+    assert first_crossing(prediction.NOTHING, prediction.NOTHING, STEPS, both.T, 1000.0).step is None
 
 
 def test_asymptotes() -> None:
