@@ -27,10 +27,9 @@ DELIMITERS = (".", "\n")
 
 def most_common(values: NDArray[np.integer]) -> NDArray[np.int64]:
     """The value most common over sequences, the smallest of equals, ``[…, n]`` → ``[…]``."""
-    each = np.sort(values, axis=-1)
-    times = (each[..., :, None] == each[..., None, :]).sum(axis=-1)
-    at = times.argmax(axis=-1)
-    return np.take_along_axis(each, at[..., None], axis=-1)[..., 0].astype(np.int64)
+    rows = [np.unique(row, return_counts=True) for row in values.reshape(-1, values.shape[-1])]
+    usual = [each[counts.argmax()] for each, counts in rows]
+    return np.array(usual, dtype=np.int64).reshape(values.shape[:-1])
 
 
 def share_at(values: NDArray[np.integer], place: NDArray[np.integer] | int) -> Floats:
@@ -55,7 +54,7 @@ def spread_of(channel: NDArray[np.integer], position: NDArray[np.integer]) -> tu
     known = (channel >= 0) & (position >= 0)
     if not known.any():
         return None
-    usual = most_common(channel[known])
+    usual = int(most_common(channel[known]))
     return float((channel[known] == usual).mean()), float((position[known] == 0).mean())
 
 

@@ -1,4 +1,4 @@
-"""Where the largest entries sit: token positions, tokens and channels, and how steady that is."""
+"""Where the largest entries sit: token positions, tokens and channels, how steady that is, and what is massive."""
 
 from __future__ import annotations
 
@@ -9,40 +9,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.errors import is_fault
+from ma_monitor.numerics.places import (
+    KINDS,
+    STEADY,
+    candidate_since,
+    emergence_layer,
+    is_delimiter,
+    kinds_of_token,
+    massive_in_sequences,
+    massive_on_average,
+    most_common,
+    share_at,
+    since,
+    spread_of,
+)
+from ma_monitor.report.overview import MASSIVE
 from ma_monitor.report.words import UNKNOWN as NOT_KNOWN
+from ma_monitor.report.words import layers_words, number, percent
 from ma_monitor.runs.files import read_bounded
 from ma_monitor.runs.records import UNKNOWN
 from ma_monitor.runs.store import Run
 
-STEADY = 0.5
-"""An entry is at its place of today as long as it is in at least this share of the sequences."""
+NAMES = ("channel", "position", "token")
 
 
 def places(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
-    """Where the largest entry of each sequence sits at the last step, and since when.
+    """Where the largest entry of each sequence sits at the last step, since when, and whether it counts as massive.
 
     Args:
         run: A run with measurements.
         tokenizer: A ``tokenizer.json``; looked for beside the run where None.
 
     Returns:
-        ``rows``: a row a layer 1 … L, empty where places are not known (imported data); ``channel`` and ``position``:
-        share of the sequences whose largest entry is at the place most common at the last step, ``[L, T]``.
+        ``rows``: a row a layer 1 … L, empty where places are not known (imported data); ``words``: sentences about all
+        layers; ``channel`` and ``position``: share of the sequences whose largest entry is at the place most common at
+        the last step, ``[L, T]``.
     """
     stack, first = run.stack(), 1 - run.meta.first_layer
-    channel, position, token = (
-        getattr(stack, name)[:, first:, :, 0].swapaxes(0, 1) for name in ("channel", "position", "token")
-    )
-    if (channel[:, -1] == UNKNOWN).all():
-        nothing = np.full(channel.shape[:2], np.nan)
-        return {"rows": [], "channel": nothing, "position": nothing}
-    usual = {name: _usual(values) for name, values in (("channel", channel), ("position", position), ("token", token))}
-    shares = {
-        name: (values == usual[name][:, None, None]).mean(axis=2)
-        for name, values in (("channel", channel), ("position", position), ("token", token))
-    }
-    texts = token_texts(run, sorted({int(one) for one in usual["token"]}), tokenizer)
-    sign = np.sign(stack.top[-1, first:, :, 0]).sum(axis=1)
+    found = {name: getattr(stack, name)[:, first:, :, 0].swapaxes(0, 1) for name in NAMES}
+    top, median = (values.swapaxes(0, 1)[first:] for values in (stack.top[..., 0], stack.median))
+    criteria, words = _criteria(run.steps, top, median)
+    if (found["channel"][:, -1] == UNKNOWN).all():
+        nothing = np.full(found["channel"].shape[:2], np.nan)
+        return {"rows": [], "words": words, "channel": nothing, "position": nothing}
+    usual = {name: most_common(values[:, -1]) for name, values in found.items()}
+    shares = {name: share_at(values, usual[name][:, None]) for name, values in found.items()}
+    texts = token_texts(run, sorted({int(one) for one in found["token"][:, -1].ravel()}), tokenizer)
+    sign = np.sign(top[:, -1]).sum(axis=1)
     rows = [
         {
             "layer": row + 1,
@@ -50,11 +63,95 @@ def places(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
             **{f"{name}_share": float(shares[name][row, -1]) for name in usual},
             "text": texts.get(int(usual["token"][row])),
             "sign": "+" if sign[row] > 0 else "−" if sign[row] < 0 else NOT_KNOWN,
-            "since": _since(run.steps, shares["channel"][row]),
+            "since": since(run.steps, shares["channel"][row] >= STEADY),
+            "position_since": since(run.steps, shares["position"][row] >= STEADY),
+            "kinds": _kinds(found["position"][row, -1], found["token"][row, -1], texts),
+            "massive_since": since(run.steps, run.ratios()[row] >= MASSIVE),
+            **criteria[row],
         }
-        for row in range(len(channel))
+        for row in range(len(top))
     ]
-    return {"rows": rows, "channel": shares["channel"], "position": shares["position"]}
+    words = [*_spread_words(found["channel"][:, -1], found["position"][:, -1]), *words]
+    return {"rows": rows, "words": words, "channel": shares["channel"], "position": shares["position"]}
+
+
+def _criteria(
+    steps: NDArray[np.int64], top: NDArray[np.float64], median: NDArray[np.float64]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What two definitions call massive, of ``top`` and ``median [L, T, n]``: a row a layer, and sentences."""
+    each, means = massive_in_sequences(top, median).mean(axis=2), massive_on_average(top, median)
+    rows: list[dict[str, Any]] = [
+        {"sun": float(share[-1]), "sun_since": since(steps, share >= STEADY), "owen": bool(mean[-1])}
+        for share, mean in zip(each, means, strict=True)
+    ]
+    by_sun = [layer for layer, row in enumerate(rows, start=1) if row["sun"] >= STEADY]
+    by_owen = [layer for layer, row in enumerate(rows, start=1) if row["owen"]]
+    told = [layers_words(layers) if layers else "no layer" for layers in (by_sun, by_owen)]
+    return rows, [
+        f"Massive by Sun et al. (larger than 100 and at least 1000 times the median, in most sequences): {told[0]}. "
+        f"By Owen et al. (the same of the means over sequences): {told[1]}."
+    ]
+
+
+def _kinds(position: NDArray[np.int32], token: NDArray[np.int32], texts: dict[int, str]) -> str:
+    """Shares of the kinds of token among the sequences of a layer, the largest first, in words."""
+    delimiters = np.array([one for one, text in texts.items() if is_delimiter(text)], dtype=np.int64)
+    kinds = kinds_of_token(position, token, delimiters)
+    shares = sorted(((float((kinds == code).mean()), name) for code, name in enumerate(KINDS)), reverse=True)
+    told = [f"{name if texts or name == 'first' else 'not first'} {percent(share)}" for share, name in shares if share]
+    return ", ".join(told) or NOT_KNOWN
+
+
+def _spread_words(channel: NDArray[np.int32], position: NDArray[np.int32]) -> list[str]:
+    """How alike places are over layers and sequences, ``[L, n]``."""
+    spread = spread_of(channel, position)
+    if spread is None:
+        return []
+    return [
+        f"Over all layers and sequences, {percent(spread[0])} of the largest entries are in one channel and "
+        f"{percent(spread[1])} at the first token."
+    ]
+
+
+def findings(run: Run) -> list[str]:
+    """What numbers by layer do not say of what was read besides: where it came about, and since when."""
+    found = {key: readings.values for key, readings in run.phenomena().items()}
+    told = []
+    if "emergence/norm_jump" in found:
+        told.append(_emergence(run.phenomena()["emergence/norm_jump"].steps, found))
+    if "super_weights/value" in found:
+        told.append(_super_weights(run.phenomena()["super_weights/value"].steps, found))
+    return told
+
+
+def _emergence(steps: NDArray[np.int64], found: dict[str, NDArray[np.float64]]) -> str:
+    """In which layer the massive token emerges; arrays ``[T, R]``."""
+    jump, typical = found["emergence/norm_jump"], found["emergence/typical_jump"]
+    layers = np.array([emergence_layer(*each) or 0 for each in zip(jump, typical, strict=True)])
+    now = int(layers[-1])
+    if not now:
+        return "The massive token emerges in no one layer: its norm nowhere grows for good beyond the other tokens'."
+    return (
+        f"The massive token emerges in layer {now}, as it has since step {since(steps, layers == now):,}: its norm "
+        f"grows {number(float(jump[-1, now]))}-fold there, the typical token's {number(float(typical[-1, now]))}-fold."
+    )
+
+
+def _super_weights(steps: NDArray[np.int64], found: dict[str, NDArray[np.float64]]) -> str:
+    """Which weights are candidates, and since when; arrays ``[T, R]``."""
+    row, column, value, past = (
+        found[f"super_weights/{name}"].T for name in ("output_channel", "input_channel", "value", "past_50")
+    )
+    known = np.isfinite(row[:, -1]) & np.isfinite(column[:, -1]) & np.isfinite(value[:, -1])
+    told = [
+        f"layer {layer}: W[{row[layer, -1]:.0f}, {column[layer, -1]:.0f}] = {number(float(value[layer, -1]))}, "
+        f"the candidate since step {candidate_since(steps, row[layer], column[layer]):,}, "
+        f"past 50 since step {since(steps, past[layer] >= STEADY):,}"
+        for layer in np.flatnonzero(known & (past[:, -1] >= STEADY))
+    ]
+    if not told:
+        return "No super weight: no down projection's input and output are past 50 in most sequences."
+    return f"Candidate super weights, by row and column of the down projection: {'; '.join(told)}."
 
 
 def token_texts(run: Run, ids: list[int], path: Path | None = None) -> dict[int, str]:
@@ -73,15 +170,3 @@ def token_texts(run: Run, ids: list[int], path: Path | None = None) -> dict[int,
         if not is_fault(error):
             raise
         return {}
-
-
-def _usual(values: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The most common value over sequences at the last step, ``[L]``, of ``[L, T, n]``; the smallest of equals."""
-    return np.array([np.bincount(row - UNKNOWN).argmax() + UNKNOWN for row in values[:, -1]], dtype=np.int64)
-
-
-def _since(steps: NDArray[np.int64], shares: NDArray[np.float64]) -> int | None:
-    """First step from which the entry has stayed where it is, ``shares [T]``; None where it is nowhere steadily."""
-    away = np.flatnonzero(shares < STEADY)
-    start = int(away[-1]) + 1 if away.size else 0
-    return int(steps[start]) if start < len(steps) else None

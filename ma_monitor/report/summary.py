@@ -19,7 +19,7 @@ from ma_monitor.report.besides import phenomena_over_steps, phenomena_rows
 from ma_monitor.report.comparison import figures
 from ma_monitor.report.normal import among_past_runs, normal_words
 from ma_monitor.report.overview import MASSIVE, OUTCOMES, headlines, reasons, towards
-from ma_monitor.report.places import places
+from ma_monitor.report.places import findings, places
 from ma_monitor.report.track import track_record, track_words
 from ma_monitor.report.words import (
     UNKNOWN,
@@ -88,7 +88,8 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         "fits": documents,
         "variability": variability(each).to_dict(),
         "places": found,
-        "besides": phenomena_rows(run),
+        "besides": phenomena_rows(run, now),
+        "findings": findings(run),
         "metrics": {key: metric.title for key, metric in METRICS.items()},
         "about": about(run),
         "drawn": drawn(run, fits, forecast, each, found),

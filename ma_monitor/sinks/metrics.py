@@ -6,6 +6,9 @@
 | `ma/max_ratio`, `ma/max_ratio_layer` | the largest ratio and its layer |
 | `ma/layers_past_100`, `ma/layers_past_1000` | number of layers with a ratio of at least that |
 | `ma/layers_not_finite` | number of layers whose ratio is infinite or not a number, where there are any |
+| `ma/where/channel_share` | share of layers and sequences whose largest entry is in the most common channel |
+| `ma/where/first_token_share` | share of those where it is at the first token |
+| `ma/criterion/layers_sun`, `…_owen` | number of layers that are massive by two definitions (`numerics.places`) |
 | `ma/share_identified` | share of layers whose peak or asymptote the data identify |
 | `ma/forecast/max_end`, `…_low`, `…_high` | largest ratio forecast for the planned end, with its 80 % band |
 | `ma/forecast/max_asymptote` | largest identified asymptote |
@@ -13,6 +16,7 @@
 | `ma/forecast/earlier_held` | share of what came inside earlier 80 % bands; when steps double and at the end |
 | `ma/forecast/earlier_error` | factor by which their medians were off on average, likewise |
 | `ma/sinks/rate` and the like | what is read besides: one number of the layers' (`ma_monitor.phenomena`) |
+| `ma/emergence/layer` | the layer in which the massive token emerges, where there is one |
 | `ma/heatmap` | layer × step picture of the ratios |
 | `ma/fan` | picture: measured ratios and forecast bands of the layers that are forecast to end largest |
 | `ma/layers` | table: per layer its class, fit, peak, asymptote and forecast |
@@ -32,8 +36,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.analysis import Analysis
+from ma_monitor.numerics.places import STEADY, emergence_layer, massive_in_sequences, massive_on_average, spread_of
 from ma_monitor.phenomena import METRICS, of_layers
-from ma_monitor.report.besides import latest_phenomena, phenomena_rows
+from ma_monitor.report.besides import phenomena_rows, phenomena_then
 from ma_monitor.report.track import origins, scores, track_record
 from ma_monitor.report.words import printable
 from ma_monitor.runs.records import RunMeta
@@ -89,7 +94,8 @@ def emission(
         with_pictures: Whether pictures and tables are to be made, where a refit was due.
     """
     steps, ratios = run.steps[:seen], run.ratios()[:, :seen]
-    step, scalars = int(steps[-1]), _ratio_scalars(ratios[:, -1]) | _phenomena_scalars(latest_phenomena(run))
+    step, scalars = int(steps[-1]), _ratio_scalars(ratios[:, -1]) | _place_scalars(run, seen)
+    scalars |= _phenomena_scalars(phenomena_then(run, step))
     config = _config(run.meta) if with_config else {}
     if analysis is None:
         return Emission(step, scalars, config=config, alerts=alerts)
@@ -101,7 +107,7 @@ def emission(
     if (drawn := fan(steps, ratios, analysis.forecast)) is not None:
         images["ma/fan"] = drawn
     tables = {"ma/layers": layer_table(ratios[:, -1], analysis)}
-    if rows := phenomena_rows(run):
+    if rows := phenomena_rows(run, step):
         tables["ma/phenomena"] = Table(tuple(rows[0]), tuple(tuple(row.values()) for row in rows))
     return Emission(step, scalars, images, tables, config, summary, alerts)
 
@@ -138,7 +144,25 @@ def layer_table(ratio: NDArray[np.float64], analysis: Analysis) -> Table:
 def _phenomena_scalars(besides: dict[str, NDArray[np.float64]]) -> dict[str, float]:
     """One number of each metric, those that are known."""
     numbers = {f"ma/{key}": of_layers(METRICS[key], values) for key, values in besides.items()}
-    return {key: number for key, number in numbers.items() if number is not None}
+    if "emergence/norm_jump" in besides:
+        numbers["ma/emergence/layer"] = emergence_layer(
+            besides["emergence/norm_jump"], besides["emergence/typical_jump"]
+        )
+    return {key: float(number) for key, number in numbers.items() if number is not None}
+
+
+def _place_scalars(run: Run, seen: int) -> dict[str, float]:
+    """Where the largest entries of the last of ``seen`` measurements sit, and in how many layers they are massive."""
+    last, layers = run.stack().at(seen - 1), slice(1 - run.meta.first_layer, None)
+    top, median = last.top[layers, :, 0], last.median[layers]
+    scalars: dict[str, float] = {}
+    if (spread := spread_of(last.channel[layers, :, 0], last.position[layers, :, 0])) is not None:
+        scalars |= {"ma/where/channel_share": spread[0], "ma/where/first_token_share": spread[1]}
+    if not np.isnan(top).all():
+        by_sun = massive_in_sequences(top, median).mean(axis=1) >= STEADY
+        by_owen = massive_on_average(top, median)
+        scalars |= {"ma/criterion/layers_sun": float(by_sun.sum()), "ma/criterion/layers_owen": float(by_owen.sum())}
+    return scalars
 
 
 def _ratio_scalars(ratio: NDArray[np.float64]) -> dict[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,17 +13,20 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, Gemma2Config, Olmo2Config
 
-from ma_monitor import MassiveActivationCallback, MonitorConfig, Probe
+from ma_monitor import MassiveActivationCallback, Monitor, MonitorConfig, Probe, Run
+from ma_monitor.cli.log import emissions
 from ma_monitor.measure.layers import find_layers
 from ma_monitor.measure.phenomena.emergence import EmergenceReader, entropy, find_feed_forward, gains
 from ma_monitor.measure.phenomena.reading import measure_with
 from ma_monitor.numerics.places import emergence_layer
+from ma_monitor.sinks.base import MemorySink
 from tests.phenomena.test_super_weights import FAMILIES, SMALL, planted
 from tests.test_neutrality import hooks, same
 from tests.training import Rows, the_run, tiny_llama, train
 
 SINGLE = 1e-4
 """Relative difference of float32 norms, and of two forwards of other batches."""
+PROBE = Probe.from_ids(Rows().ids[:6].numpy(), "rows")
 NAMES = ("norm_jump", "typical_jump", "cosine", "feed_forward", "norm_gain", "entropy")
 
 
@@ -29,8 +34,7 @@ def read(model: nn.Module, **options: Any) -> dict[str, np.ndarray]:
     def failed(name: str, error: Exception) -> None:
         raise error
 
-    probe = Probe.from_ids(Rows().ids[:6].numpy(), "rows")
-    measured = measure_with(model, probe, 0, k=1, phenomena=("emergence",), failed=failed, **options)
+    measured = measure_with(model, PROBE, 0, k=1, phenomena=("emergence",), failed=failed, **options)
     return {key.removeprefix("emergence/"): values for key, values in measured.phenomena.items()}
 
 
@@ -201,7 +205,23 @@ def test_norms_before_and_behind() -> None:
     assert find_feed_forward(nn.Sequential(nn.ReLU()), 16) == ([], None, None)
 
 
-def test_training_is_bit_identical_with_all_of_them(tmp_path: Any) -> None:
+def test_what_a_live_run_shows_is_what_its_log_shows_later(tmp_path: Path) -> None:
+    """Weights move between the measurements, so that each has numbers of its own."""
+    model, sink = planted(), MemorySink()
+    config = MonitorConfig(every=1, phenomena=("super_weights", "emergence"), strict=True)
+    with closing(Monitor(model, PROBE, config, run_dir=tmp_path / "run", sinks=[sink], total_steps=4)) as monitor:
+        for step in range(4):
+            monitor.step(step)
+            nn.init.normal_(model.model.layers[0].mlp.down_proj.weight, std=0.1 * (step + 1))
+    later = emissions(Run.open(tmp_path / "run"))
+    keys = {key for one in sink.emissions for key in one.scalars if "emergence" in key or "super" in key}
+    assert {"ma/emergence/layer", "ma/emergence/norm_jump", "ma/super_weights/output"} <= keys
+    for live, logged in zip(sink.emissions, later, strict=True):
+        assert {key: live.scalars.get(key) for key in keys} == {key: logged.scalars.get(key) for key in keys}
+    assert len({one.scalars["ma/emergence/cosine"] for one in sink.emissions}) == 4
+
+
+def test_training_is_bit_identical_with_all_of_them(tmp_path: Path) -> None:
     once = train(tmp_path / "once", [])
     config = MonitorConfig(every=4, strict=True, phenomena=("outliers", "super_weights", "emergence"))
     callback = MassiveActivationCallback(config)

@@ -26,7 +26,7 @@ from ma_monitor.sinks.tensorboard import TensorBoardSink
 from ma_monitor.sinks.wandb import WandbSink
 from tests.training import make_trainer, train
 
-KEYS = 60
+KEYS = 64
 """Most keys that a dashboard gets of a model of 36 layers."""
 SEQUENCES, RANKS = 2, 3
 HOSTILE = (
