@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
@@ -85,9 +83,9 @@ def waterfall(explanation: Explanation, row: int) -> Figure:
     return figure
 
 
-def dependence(explanation: Explanation, features: Sequence[str] | None = None) -> Figure:
-    """Partial dependence, a panel a feature: by default the six that matter most. Ticks are where models are."""
-    chosen = [FEATURES.index(name) for name in features] if features else _largest(explanation)[:6]
+def dependence(explanation: Explanation) -> Figure:
+    """Partial dependence of the six features that matter most, a panel each. Ticks are where models are."""
+    chosen = _largest(explanation)[:6]
     figure, grid = panels(len(chosen), sharey=True)
     for axes, feature in zip(grid, chosen, strict=True):
         axes.step(explanation.grid[feature], explanation.dependence[feature], where="mid", color=BLUE, lw=1.4)

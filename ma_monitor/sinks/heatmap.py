@@ -46,14 +46,8 @@ _TIME_STRETCH = 30.0
 _Mark = TypeVar("_Mark", int, float)
 
 
-def heatmap(
-    steps: NDArray[np.integer],
-    values: NDArray[np.floating],
-    *,
-    first_layer: int = 1,
-    title: str = "ratio max / median",
-) -> NDArray[np.uint8]:
-    """Draws values of layers over steps.
+def heatmap(steps: NDArray[np.integer], values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Draws the ratios of layers 1 … L over steps.
 
     A column of pixels that covers several measurements shows their largest value, so that no spike is lost, and the
     size of the picture does not grow with the run. NaN and negative values are grey, zero takes the lowest colour
@@ -61,9 +55,7 @@ def heatmap(
 
     Args:
         steps: Steps measured, strictly rising, ``[T]``.
-        values: Their values, a row a layer, ``[L, T]``.
-        first_layer: Number of the first row, drawn at the bottom.
-        title: What the values are.
+        values: Their ratios, a row a layer, the first drawn at the bottom, ``[L, T]``.
 
     Returns:
         RGB picture ``[height, width, 3]``.
@@ -90,8 +82,8 @@ def heatmap(
     draw = ImageDraw.Draw(picture)
     picture.paste(Image.fromarray(cells), (_LEFT, _TOP))
     draw.rectangle((_LEFT - 1, _TOP - 1, _LEFT + _PLOT_WIDTH, _TOP + height), outline=FRAME)
-    draw.text((_LEFT, 24), title, fill=INK, font=ImageFont.load_default(TITLE_SIZE), anchor="ls")
-    _layer_axis(draw, first_layer, layers, row_height)
+    draw.text((_LEFT, 24), "ratio max / median", fill=INK, font=ImageFont.load_default(TITLE_SIZE), anchor="ls")
+    _layer_axis(draw, layers, row_height)
     _step_axis(draw, steps, _TOP + height)
     _colour_bar(picture, draw, low, high, height)
     if np.isnan(binned).any():
@@ -143,13 +135,12 @@ def _colours(values: NDArray[np.float64], low: float, high: float) -> NDArray[np
     return np.rint(rgb).astype(np.uint8)
 
 
-def _layer_axis(draw: ImageDraw.ImageDraw, first_layer: int, layers: int, row_height: int) -> None:
+def _layer_axis(draw: ImageDraw.ImageDraw, layers: int, row_height: int) -> None:
     """Numbers the layers: the first, the last and every so many between."""
     font = ImageFont.load_default(FONT_SIZE)
     stride = next((s for s in (1, 2, 4, 5, 10) if s * row_height >= 18), 20)
-    last = first_layer + layers - 1
-    numbers = (first_layer, last, *(n for n in range(first_layer, last) if n % stride == 0))
-    marks = {number: (number - first_layer + 0.5) / layers for number in numbers}
+    numbers = (1, layers, *(n for n in range(1, layers) if n % stride == 0))
+    marks = {number: (number - 0.5) / layers for number in numbers}
     for number, share in with_room(marks, 17 / (layers * row_height)):
         y = _TOP + round(layers * row_height * (1 - share))
         draw.line((_LEFT - _TICK, y, _LEFT - 2, y), fill=FRAME)
