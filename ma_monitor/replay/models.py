@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LARGEST_IN_FLOAT32 = 1_500_000_000
 """Parameters; Pythia-1.4B has 1.41e9, the next larger one 2.78e9."""
-COUNTS, MOST = re.compile(r"((^|_)n(um)?_.*(layers?|experts|blocks)|layers|depths?)$"), 10_000
+COUNTS, MOST = re.compile(r"((^|_)n(um)?_.*(layers?|experts|blocks)|layers|depths?)$"), 4096
 """What in a configuration counts parts, which cost time and memory even without weights, and how many at most."""
 INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 """What may differ between the configurations of two checkpoints of one model."""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -203,7 +204,7 @@ def test_an_endless_answer_is_not_read_into_memory(hub: Start, monkeypatch: pyte
 
 def test_an_endless_file_is_ended_soon_after_what_is_listed(hub: Start, tmp_path: Path) -> None:
     def endless(asked: Handler) -> None:
-        facts = {"ETag": '"x"', "X_Linked_Size": str(len(WEIGHTS)), "X_Repo_Commit": COMMIT}
+        facts: dict[str, Any] = {"ETag": '"x"', "X_Linked_Size": str(len(WEIGHTS)), "X_Repo_Commit": COMMIT}
         if asked.command == "HEAD":
             asked.say(b"", **facts)
         else:
