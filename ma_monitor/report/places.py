@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +116,26 @@ def _spread_words(channel: NDArray[np.int32], position: NDArray[np.int32]) -> li
 
 def findings(run: Run) -> list[str]:
     """What numbers by layer do not say of what was read besides: where it came about, and since when."""
-    found = {key: readings.values for key, readings in run.phenomena().items()}
     told = []
-    if "emergence/norm_jump" in found:
-        told.append(_emergence(run.phenomena()["emergence/norm_jump"].steps, found))
-    if "super_weights/value" in found:
-        told.append(_super_weights(run.phenomena()["super_weights/value"].steps, found))
+    if found := _read_alike(run, "emergence", ("norm_jump", "typical_jump")):
+        told.append(_emergence(*found))
+    if found := _read_alike(run, "super_weights", ("output_channel", "input_channel", "value", "past_50")):
+        told.append(_super_weights(*found))
     return told
 
 
-def _emergence(steps: NDArray[np.int64], found: dict[str, NDArray[np.float64]]) -> str:
+def _read_alike(run: Run, name: str, metrics: Sequence[str]) -> list[NDArray[Any]]:
+    """Steps ``[T]`` and metrics ``[T, R]`` of a phenomenon; empty where they were not read together."""
+    read = run.phenomena()
+    found = [readings for metric in metrics if (readings := read.get(f"{name}/{metric}")) is not None]
+    shapes = {readings.values.shape for readings in found}
+    if len(found) < len(metrics) or len(shapes) > 1 or found[0].values.ndim != 2:
+        return []
+    return [found[0].steps, *(readings.values for readings in found)]
+
+
+def _emergence(steps: NDArray[np.int64], jump: NDArray[np.float64], typical: NDArray[np.float64]) -> str:
     """In which layer the massive token emerges; arrays ``[T, R]``."""
-    jump, typical = found["emergence/norm_jump"], found["emergence/typical_jump"]
     layers = np.array([emergence_layer(*each) or 0 for each in zip(jump, typical, strict=True)])
     now = int(layers[-1])
     if not now:
@@ -137,11 +146,9 @@ def _emergence(steps: NDArray[np.int64], found: dict[str, NDArray[np.float64]]) 
     )
 
 
-def _super_weights(steps: NDArray[np.int64], found: dict[str, NDArray[np.float64]]) -> str:
-    """Which weights are candidates, and since when; arrays ``[T, R]``."""
-    row, column, value, past = (
-        found[f"super_weights/{name}"].T for name in ("output_channel", "input_channel", "value", "past_50")
-    )
+def _super_weights(steps: NDArray[np.int64], *read: NDArray[np.float64]) -> str:
+    """Which weights are candidates, and since when; channels of output and input, weights, and spikes ``[T, R]``."""
+    row, column, value, past = (values.T for values in read)
     known = np.isfinite(row[:, -1]) & np.isfinite(column[:, -1]) & np.isfinite(value[:, -1])
     told = [
         f"layer {layer}: W[{row[layer, -1]:.0f}, {column[layer, -1]:.0f}] = {number(float(value[layer, -1]))}, "

@@ -21,6 +21,7 @@
 | `ma/fan` | picture: measured ratios and forecast bands of the layers that are forecast to end largest |
 | `ma/layers` | table: per layer its class, fit, peak, asymptote and forecast |
 | `ma/phenomena` | table: per layer what was read besides, at the last measurement |
+| `ma/ablation/entries` and the like | tables of `ma-monitor ablate`, of a run that keeps its result |
 | `ma_monitor/…` | facts of the run (configuration), and what it has come to (summary) |
 
 A key is absent where its value is not known: nothing is logged that the data do not support.
@@ -144,10 +145,9 @@ def layer_table(ratio: NDArray[np.float64], analysis: Analysis) -> Table:
 def _phenomena_scalars(besides: dict[str, NDArray[np.float64]]) -> dict[str, float]:
     """One number of each metric, those that are known."""
     numbers = {f"ma/{key}": of_layers(METRICS[key], values) for key, values in besides.items()}
-    if "emergence/norm_jump" in besides:
-        numbers["ma/emergence/layer"] = emergence_layer(
-            besides["emergence/norm_jump"], besides["emergence/typical_jump"]
-        )
+    jumps = [besides[key] for key in ("emergence/norm_jump", "emergence/typical_jump") if key in besides]
+    if len(jumps) == 2:
+        numbers["ma/emergence/layer"] = emergence_layer(*jumps)
     return {key: float(number) for key, number in numbers.items() if number is not None}
 
 

@@ -142,5 +142,8 @@ def test_the_emergence_layer_is_told_with_the_step_since_which_it_is_there(tmp_p
     assert findings(quiet)[0].startswith("The massive token emerges in no one layer")
 
 
-def test_nothing_read_nothing_told(run: Run) -> None:
+def test_nothing_read_nothing_told(run: Run, tmp_path: Path) -> None:
     assert findings(run) == []
+    half = with_readings(tmp_path / "half", emergence__norm_jump=[[1, 2, 3]] * 3)
+    assert findings(half) == []
+    assert "ma/emergence/layer" not in emission(half, 3, None, with_config=False).scalars
