@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ma_monitor.architecture.features import Shape, layer_features
 from ma_monitor.architecture.sweep import UNREADABLE, Training
-from ma_monitor.errors import ConfigError, MissingExtraError, SourceError
+from ma_monitor.errors import ConfigError, SourceError
 from ma_monitor.learned.boosting import Trees, import_xgboost, read_trees
 from ma_monitor.learned.prior import LEVELS
 from ma_monitor.numerics.clock import learning_rate_clock
@@ -262,15 +262,7 @@ def held_out_errors(table: Table) -> Floats:
 
 
 def _fitted(x: Floats, y: Floats) -> Any:
-    return _xgboost().XGBRegressor(**SETTINGS).fit(x, y)
-
-
-def _xgboost() -> Any:
-    try:
-        xgboost = import_xgboost()
-    except ImportError as error:
-        raise MissingExtraError("xgboost", "predict") from error
-    return xgboost
+    return import_xgboost().XGBRegressor(**SETTINGS).fit(x, y)
 
 
 _ARRAYS = ("shapes", "surprises", "spread", "schedule")

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ma_monitor.errors import MissingExtraError
+
 NODES = 10**7
 """Far more than any trees here have: all are kept as large as the largest."""
 
@@ -24,11 +26,13 @@ def import_xgboost() -> ModuleType:
     """XGBoost, to train trees. What its import draws from Python's own random numbers is put back.
 
     Raises:
-        ImportError: If it is not installed.
+        MissingExtraError: If it is not installed.
     """
     state = random.getstate()
     try:
         import xgboost
+    except ImportError as error:
+        raise MissingExtraError("xgboost", "predict") from error
     finally:
         random.setstate(state)
     return xgboost

@@ -159,7 +159,7 @@ def load(path: Path) -> Combiner:
     """
     try:
         return from_dict(read_json(path))
-    except Exception as error:  # json, numpy and XGBoost raise anything on what is cut short or hostile
+    except Exception as error:  # json and numpy raise anything on what is cut short or hostile
         why = (str(error) or repr(error)).splitlines()[0][:200]
         raise ConfigError(
             f"a combiner must be a file that `ma-monitor learn` wrote; {path.name} is not: {why}"

@@ -96,7 +96,8 @@ def train(runs: Sequence[PastRun], *, card: Mapping[str, object] | None = None) 
     """Learns from finished runs.
 
     Raises:
-        ConfigError: If there are fewer than ``2 · FOLDS`` configurations, or XGBoost is not installed.
+        ConfigError: If there are fewer than ``2 · FOLDS`` configurations.
+        MissingExtraError: If XGBoost is not installed.
     """
     _configurations(run.configuration for run in runs)
     return train_on([case for number, run in enumerate(runs) for case in cases_of(run, number)], card=card)
@@ -138,10 +139,7 @@ def _configurations(names: Iterable[str]) -> list[str]:
 
 def _boost(cases: Sequence[Case]) -> dict[str, Any]:
     """Trees for the scaled change to come; every case weighs the same."""
-    try:
-        xgboost = import_xgboost()
-    except ImportError as error:
-        raise ConfigError("learning a forecast needs XGBoost: pip install 'ma_monitor[predict]'") from error
+    xgboost = import_xgboost()
     values = np.concatenate([case.inputs.values.reshape(-1, len(NAMES)) for case in cases]).astype(np.float32)
     changes = [(case.came - case.inputs.now[:, None]) / case.inputs.scale for case in cases]
     weights = np.concatenate([np.full(change.size, 1 / change.size) for change in changes])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ma_monitor.cli.__main__ import main
-from ma_monitor.errors import ConfigError
+from ma_monitor.errors import ConfigError, MissingExtraError
 from ma_monitor.learned.combiner import load
 from ma_monitor.learned.correction import packaged_path
 from ma_monitor.learned.training import CUTOFFS, FOLDS, PastRun, cases_of, train
@@ -51,7 +51,7 @@ def test_few_configurations_teach_nothing() -> None:
 
 def test_training_needs_xgboost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xgboost", None)
-    with pytest.raises(ConfigError, match="learning a forecast needs XGBoost"):
+    with pytest.raises(MissingExtraError, match=r"xgboost is not installed; run: pip install 'ma_monitor\[predict\]'"):
         train([past_run(seed) for seed in range(12)])
 
 
