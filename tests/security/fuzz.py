@@ -1,4 +1,4 @@
-"""Feeds hostile files to every reader for as long as asked: ``python -m tests.security.fuzz --minutes 10 [--only TEXT]``.
+"""Feeds hostile files to every reader for as long as asked: ``python -m tests.security.fuzz --minutes 10``.
 
 Prints a line a target (inputs tried, finds, slowest input) and every find with the input that Hypothesis shrank it to.
 """
@@ -107,9 +107,8 @@ def main(argv: list[str]) -> int:
             batch(target, tally, number, 100, ends - time.monotonic())
     for target in chosen:
         finds = sum(where.startswith(f"{target.name}: ") for where in tally.finds)
-        print(
-            f"{target.name:24} {tally.tried[target.name]:9,} inputs {finds:3} finds  slowest {tally.slowest[target.name]:.2f} s"
-        )
+        tried, slowest = tally.tried[target.name], tally.slowest[target.name]
+        print(f"{target.name:24} {tried:9,} inputs {finds:3} finds  slowest {slowest:.2f} s")
     print(f"{'all':24} {sum(tally.tried.values()):9,} inputs {len(tally.finds):3} finds")
     return 1 if tally.finds else 0
 

@@ -10,11 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from ma_monitor.errors import SourceError
 from ma_monitor.measure.layers import context_length
 from ma_monitor.replay.models import ModelLoader, blank_model
 from ma_monitor.replay.probes import text_probe

@@ -9,7 +9,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,14 +30,14 @@ from ma_monitor.numerics.mixture import Mixture, make_mixture
 from ma_monitor.replay import follow
 from ma_monitor.replay.sources import list_source, weight_files
 from ma_monitor.report.summary import about, faults, summary
-from ma_monitor.runs.codec import encode_measurements, encode_plan, encode_rewind
+from ma_monitor.runs.codec import MEASUREMENTS, encode_measurements, encode_phenomena, encode_plan, encode_rewind
 from ma_monitor.runs.log import HEADER, encode
 from ma_monitor.runs.published import read_published
 from ma_monitor.runs.records import Plan
 from ma_monitor.runs.store import Run
 from ma_monitor.schedule import KEYS, planned_rates
 from ma_monitor.sinks.telling import told_of
-from tests.learned.past import LR, STEPS, TOTAL, past_run
+from tests.learned.past import LR, TOTAL, past_run
 from tests.runs.makers import make_measurements, make_meta, make_plan
 from tests.security.mutants import TEXTS, arrays, byte_mutants, json_bytes, npy_bytes, npz_bytes
 
@@ -134,8 +134,21 @@ def logs(draw: st.DrawFn) -> bytes:
             | st.just(step).flatmap(odd_plans)
         )
         payloads.append(draw(st.just(payload) | byte_mutants(payload)))
-    log = HEADER + b"".join(map(encode, payloads))
+        if payload[0] == MEASUREMENTS and draw(st.booleans()):
+            payloads.append(draw(odd_phenomena(step)))
+    log = draw(st.sampled_from([HEADER, run_files()["measurements.bin"]])) + b"".join(map(encode, payloads))
     return draw(st.just(log) | byte_mutants(log))
+
+
+@st.composite
+def odd_phenomena(draw: st.DrawFn, step: int) -> bytes:
+    """What was read besides measurements, in any shapes under any names."""
+    read = {"kurtosis": np.ones(META.rows), "sinks": np.ones((META.rows, 2))}
+    payload = encode_phenomena(replace(make_measurements(step, META), phenomena=read))
+    at, end = payload.index(b"{"), payload.index(b"}") + 1
+    words = draw(json_bytes(json.loads(payload[at:end])))
+    odd = payload[: at - 8] + len(words).to_bytes(4, "little") + payload[at - 4 : at] + words + payload[end:]
+    return draw(st.sampled_from([payload, odd]))
 
 
 @st.composite
