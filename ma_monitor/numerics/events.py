@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ma_monitor.numerics.mixture import noise_draws
 
 Floats = NDArray[np.float64]
 
@@ -68,7 +67,7 @@ def find_peak(steps: Floats, past: Floats, noise: float, nodes: Floats, ahead: F
     before = int(past.argmax())
     rivals = np.flatnonzero(past >= past[before] - MARGIN * error)
     rivals = rivals[np.unique(np.linspace(0, rivals.size - 1, RIVALS).astype(int))]
-    drawn = past[rivals, None] + noise * noise_draws(rivals.size, ahead.shape[1])
+    drawn = past[rivals, None] + noise * _noise_draws(rivals.size, ahead.shape[1])
     place = rivals[drawn.argmax(axis=0)]
     highest = ahead.max(axis=0)
     later = highest > past[before]
@@ -92,6 +91,12 @@ def find_peak(steps: Floats, past: Floats, noise: float, nodes: Floats, ahead: F
     clear = status == "ahead" or min(rose, fell) > CLEAR
     identified = bool(high < end and high - low < middle / 2 and clear)
     return Peak(middle, height, low, high if high < end else None, identified, probability, status)
+
+
+@cache
+def _noise_draws(points: int, paths: int) -> Floats:
+    """Standard normal noise of every point on every path, ``[points, paths]``: the same numbers always."""
+    return np.random.default_rng(1).standard_normal((points, paths))
 
 
 def smoothed(log_values: Floats) -> Floats:

@@ -243,12 +243,6 @@ class _Draws:
 
 
 @cache
-def noise_draws(points: int, paths: int) -> Floats:
-    """Standard normal noise of every point on every path, ``[points, paths]``: the same numbers always."""
-    return np.random.default_rng(1).standard_normal((points, paths))
-
-
-@cache
 def _draws() -> _Draws:
     """The same numbers always, in pairs of opposite sign, with errors that follow Student's t."""
     rng = np.random.default_rng(0)
