@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import wrightomega
 
-from ma_monitor.numerics.projection import Floats, Problem, to_b
+from ma_monitor.numerics.projection import Floats, Problem, flat_time, to_b
 
 PARAMETERS = 5
 _MOST_TAKEN = 1 / 3
@@ -96,8 +95,7 @@ def _gradients(end: float, b: Floats, c: Floats, coefficients: Floats) -> tuple[
     window, the window's end takes its place.
     """
     _, a1, a2 = coefficients.T
-    with np.errstate(all="ignore"):
-        time = 1 / (b * np.real(wrightomega(-a1 / a2 - np.log(b * c)))) - c
+    time = flat_time(b, c, a1, a2)
     s = np.where((a2 > 0) & (time >= 0) & (time <= end), time, end)
     decay, share = np.exp(-b * s), s / (c + s)
     x2 = decay * np.log1p(s / c)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit, wrightomega
+from scipy.special import stdtrit
 
 from ma_monitor.numerics.noise import PARAMETERS, noise_factors
-from ma_monitor.numerics.projection import BLOCK, Floats, Index, Problem, columns, dots, project, to_b
+from ma_monitor.numerics.projection import BLOCK, Floats, Index, Problem, columns, dots, flat_time, project, to_b
 from ma_monitor.numerics.search import Optimum, descend
 
 LEVELS = 0.8, 0.95
@@ -205,12 +205,6 @@ class _Node:
         """X₁ and X₂ at the scaled times s (broadcast against ``[P]``)."""
         return -np.expm1(-self.b * s), np.exp(-self.b * s) * np.log1p(s / self.c)
 
-    def peak_time(self, a1: Floats, a2: Floats) -> Floats:
-        """Scaled time where the curve with these coefficients is flat; infinite beyond the range of floats."""
-        with np.errstate(all="ignore"):
-            omega = np.real(wrightomega(-a1 / a2 - np.log(self.b * self.c)))
-            return np.asarray(1 / (self.b * omega) - self.c)
-
     def shapes(self, end: float) -> tuple[Floats, Floats, tuple[NDArray[np.bool_], ...]]:
         """Earliest and latest maximum, and whether the maximum over [0, end] may be at its start, inside, at its end.
 
@@ -223,7 +217,7 @@ class _Node:
         angle = np.arctan2(self.along[1], self.along[0]) + half * _ANGLES[:, None]
         a2 = np.sin(angle) / r22
         a1 = (np.cos(angle) - r12 * a2) / r11
-        at = self.peak_time(a1, a2)
+        at = flat_time(self.b, self.c, a1, a2)
         first, last = self.basis(np.full_like(self.b, end))
         final = a1 * first + a2 * last  # relative to the start, as is all of what follows
         first, last = self.basis(np.where((at > 0) & (at < end), at, np.nan))
@@ -243,7 +237,7 @@ class _Node:
         _, _, r11, r12, r22 = self.triangle
         a2 = self.along[1] / r22
         a1 = (self.along[0] - r12 * a2) / r11
-        time = self.peak_time(a1, a2)
+        time = flat_time(self.b, self.c, a1, a2)
         time = np.where((a2 > 0) & (time > 0) & np.isfinite(time), time, np.nan)
         return self.interval(np.ones_like(time), *self.basis(time))
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import wrightomega
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -308,6 +309,13 @@ def _project_block(problem: Problem, u: Floats, v: Floats) -> State:
         hessian=np.stack([uu, bv * by_u, bv * by_u, vv], axis=1).reshape(-1, 2, 2),
         coefficients=np.stack([-(r01 * a1 + r02 * a2), a1, a2], axis=1),
     )
+
+
+def flat_time(b: Floats, c: Floats, a1: Floats, a2: Floats) -> Floats:
+    """Scaled time where the curve with these coefficients is flat; infinite beyond the range of floats."""
+    with np.errstate(all="ignore"):
+        omega = np.real(wrightomega(-a1 / a2 - np.log(b * c)))
+        return np.asarray(1 / (b * omega) - c)
 
 
 def dots(a: Floats, b: Floats) -> Floats:
