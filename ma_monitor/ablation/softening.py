@@ -15,6 +15,7 @@ from ma_monitor.ablation.interventions import first, replaced
 from ma_monitor.errors import ModelError
 from ma_monitor.measure.forward import undisturbed_forward
 from ma_monitor.measure.layers import describe_model, find_layers
+from ma_monitor.measure.phenomena.emergence import find_feed_forward
 from ma_monitor.measure.phenomena.super_weights import find_down_projection
 
 Softening = Literal["cap", "gain", "product"]
@@ -24,7 +25,6 @@ feed-forward update is at most ``CAP`` times the median token's; ``gain``: the g
 feed-forward becomes mean(w) + ``GAIN``·(w − mean(w)); ``product``: what goes into the down projection is at most as
 large (RMS) as the median other token's."""
 CAP, GAIN = 2.0, 0.5
-_FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "ff")
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Parts:
     """The parts of a block that are changed.
 
     Attributes:
-        feed_forward: Gives the update ``[b, S, d]`` that is added to the residual stream.
+        feed_forward: Gives the update ``[1, S, d]`` or ``[S, d]`` that is added to the residual stream.
         down: Its last projection; None where it has many (experts).
-        norm: What gives it its input, with a gain ``[d]``; None where it gets it otherwise.
+        norm: What normalises its input; None where nothing does right before it.
     """
 
     feed_forward: nn.Module
@@ -43,51 +43,41 @@ class Parts:
 
     def allow(self, softening: Softening) -> bool:
         """Whether the block has what this softening changes."""
-        return {"cap": self.feed_forward, "gain": self.norm, "product": self.down}[softening] is not None
+        return {"cap": self.feed_forward, "gain": getattr(self.norm, "weight", None), "product": self.down}[
+            softening
+        ] is not None
 
 
 def find_parts(model: nn.Module) -> list[Parts]:
     """The parts of each block, by their names and by what is given to what in a forward of two tokens.
 
     Raises:
-        ModelError: If a block has no child that is named as a feed-forward is.
+        ModelError: If a block has no feed-forward.
     """
-    found = []
+    width = describe_model(model).width
+    found: list[tuple[nn.Module, nn.Module | None, dict[int, nn.Module]]] = []
     with ExitStack() as hooks:
         for number, block in enumerate(find_layers(model), start=1):
-            children = dict(block.named_children())
-            feed_forward = next((children[name] for name in _FEED_FORWARD if name in children), None)
-            if feed_forward is None:
-                raise ModelError(
-                    f"a block's feed-forward must be a child called one of {', '.join(_FEED_FORWARD)} to be changed, "
-                    f"and block {number} has {', '.join(children) or 'no children'}"
-                )
-            seen = _Seen()
-            for child in children.values():
-                hooks.callback(child.register_forward_hook(seen.keep).remove)
-            hooks.callback(feed_forward.register_forward_pre_hook(seen.look).remove)
-            found.append((feed_forward, seen))
+            norms, entry, end = find_feed_forward(block, width)
+            if entry is None or end is None:
+                raise ModelError(f"a block must have a feed-forward to be changed there, and block {number} has none")
+            made: dict[int, tuple[nn.Module, Tensor]] = {}
+            taken: dict[int, nn.Module] = {}
+
+            def keep(norm: nn.Module, _args: Any, output: Tensor, made: Any = made) -> None:
+                made[output.data_ptr()] = norm, output  # kept, so that its memory is not another's meanwhile
+
+            def look(_module: nn.Module, args: tuple[Any, ...], made: Any = made, taken: Any = taken) -> None:
+                if args and args[0].data_ptr() in made:
+                    taken[0] = made[args[0].data_ptr()][0]
+                made.clear()
+
+            for norm in norms:
+                hooks.callback(norm.register_forward_hook(keep).remove)
+            hooks.callback(entry.register_forward_pre_hook(look).remove)
+            found.append((end, find_down_projection(block, width), taken))
         undisturbed_forward(model, torch.zeros(1, 2, dtype=torch.long))
-    width = describe_model(model).width
-    downs = [find_down_projection(block, width) for block in find_layers(model)]
-    return [Parts(part, down, seen.norm) for (part, seen), down in zip(found, downs, strict=True)]
-
-
-class _Seen:
-    """What the children of a block gave, until the feed-forward was given some of it."""
-
-    def __init__(self) -> None:
-        self.outputs: list[tuple[nn.Module, Any]] = []
-        self.norm: nn.Module | None = None
-
-    def keep(self, module: nn.Module, _args: Any, output: Any) -> None:
-        self.outputs.append((module, output))
-
-    def look(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
-        for child, output in self.outputs:
-            if args and output is args[0] and getattr(getattr(child, "weight", None), "ndim", 0) == 1:
-                self.norm = child
-        self.outputs = []
+    return [Parts(end, down, taken.get(0)) for end, down, taken in found]
 
 
 def _matrix(module: nn.Module) -> Tensor:
@@ -98,7 +88,7 @@ def _matrix(module: nn.Module) -> Tensor:
 
 @contextmanager
 def softened(parts: Parts, softening: Softening, token: int) -> Iterator[None]:
-    """While open, a block is softened at one token of every sequence that has it.
+    """While open, a block is softened at one token of a forward of one sequence, if it has that token.
 
     Raises:
         ModelError: If the block has not what this softening changes.
@@ -120,10 +110,10 @@ def softened(parts: Parts, softening: Softening, token: int) -> Iterator[None]:
 def _capped(token: int) -> Callable[..., Any]:
     def change(_module: nn.Module, _args: Any, output: Any) -> Any:
         update = first(output).clone()
-        if token < update.shape[1]:
-            norms = update.float().norm(dim=2)
-            factor = (CAP * norms.median(dim=1).values / norms[:, token]).clamp(max=1)
-            update[:, token] *= factor[:, None].to(update.dtype)
+        if token < update.shape[-2]:
+            norms = update.float().norm(dim=-1)
+            factor = (CAP * norms.median(dim=-1).values / norms[..., token]).clamp(max=1)
+            update[..., token, :] *= factor[..., None].to(update.dtype)
         return replaced(output, update)
 
     return change
@@ -136,7 +126,7 @@ def _evened(norm: nn.Module, token: int) -> Callable[..., Any]:
 
     def change(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         changed = output.clone()
-        changed[:, token : token + 1] = even.forward(args[0][:, token : token + 1])
+        changed[..., token : token + 1, :] = even.forward(args[0][..., token : token + 1, :])
         return changed
 
     return change
@@ -145,10 +135,11 @@ def _evened(norm: nn.Module, token: int) -> Callable[..., Any]:
 def _lowered(token: int) -> Callable[..., Any]:
     def change(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         product = args[0].clone()
-        if product.ndim == 3 and 1 < product.shape[1] > token:
-            size = product.float().pow(2).mean(dim=2).sqrt()
-            others = torch.cat([size[:, :token], size[:, token + 1 :]], dim=1)
-            product[:, token] *= (others.median(dim=1).values / size[:, token]).clamp(max=1)[:, None].to(product.dtype)
+        if 1 < product.shape[-2] > token:
+            size = product.float().square().mean(dim=-1).sqrt()
+            others = torch.cat([size[..., :token], size[..., token + 1 :]], dim=-1)
+            factor = (others.median(dim=-1).values / size[..., token]).clamp(max=1)
+            product[..., token, :] *= factor[..., None].to(product.dtype)
         return (product, *args[1:])
 
     return change
@@ -170,13 +161,13 @@ def damped(parts: Parts, factor: float) -> Iterator[None]:
 
 @contextmanager
 def updates_of(blocks: Sequence[Parts]) -> Iterator[dict[int, Tensor]]:
-    """While open, the feed-forward updates of the last forward's first sequence, number of the block → ``[S, d]``."""
+    """While open, the feed-forward updates of the last forward of one sequence, number of the block → ``[S, d]``."""
     found: dict[int, Tensor] = {}
     with ExitStack() as hooks:
         for number, parts in enumerate(blocks):
 
             def keep(_module: nn.Module, _args: Any, output: Any, number: int = number) -> None:
-                found[number] = first(output)[0].float()
+                found[number] = first(output).flatten(0, -2).float()
 
             hooks.callback(parts.feed_forward.register_forward_hook(keep).remove)
         yield found

@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     say("\n".join(lines(document)))
     for one in tables(document):
-        say(f"\n{one.title}\n{one.note}\n\n{table(one.columns, one.words)}")
+        rows = [[words for _, words in row] for row in one.cells]
+        say(f"\n{one.title}\n{one.note}\n\n{table(one.columns, rows)}")
     if target is not None:
         say(f"\nnext: ma-monitor report {target.path}")
     return 0

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ma_monitor.cli.common import Commands, add_command, add_ratio, count, emit_json, open_run, printable, say
-from ma_monitor.errors import ConfigError, MissingExtraError
+from ma_monitor.cli.common import Commands, add_command, add_ratio, count, emit_json, note, open_run, printable, say
+from ma_monitor.errors import ConfigError, MissingExtraError, StoreError
 
 if TYPE_CHECKING:
     from ma_monitor.runs.store import Run
-    from ma_monitor.sinks.base import Emission, Sink
+    from ma_monitor.sinks.base import Emission, Sink, Table
 
 NAME = 128
 """Characters that W&B allows in a run's name."""
@@ -28,7 +29,7 @@ def add(commands: Commands) -> None:
         help="send a finished run into W&B or TensorBoard",
         text=(
             "Logs what live logging would have logged: every measured step's scalars, and the forecast, table and\n"
-            "picture where fit and forecast were due."
+            "picture where fit and forecast were due; with the last one what `ma-monitor ablate` left with the run."
         ),
         example="ma-monitor log runs/a --to tensorboard --dir tb",
     )
@@ -76,7 +77,22 @@ def emissions(source: Run) -> Iterator[Emission]:
         analysis = analyse(source, at=int(step)) if due else None
         alerts = due_alerts(facts(source, seen, analysis), told)
         told += [alert.key for alert in alerts]
-        yield emission(source, seen, analysis, alerts=alerts, with_config=seen == 1)
+        shown = emission(source, seen, analysis, alerts=alerts, with_config=seen == 1)
+        last = seen == len(source.steps)
+        yield replace(shown, tables=shown.tables | ablation_tables(source)) if last else shown
+
+
+def ablation_tables(source: Run) -> dict[str, Table]:
+    """What `ma-monitor ablate` left with the run; a file that cannot be read is left out, and named on stderr."""
+    from ma_monitor.report.ablation import read_ablation
+    from ma_monitor.sinks.base import Table
+
+    try:
+        found = read_ablation(source.path)
+    except StoreError as error:
+        note(f"ma-monitor: ablation left out: {error}")
+        return {}
+    return {f"ma/ablation/{one.key}": Table(*one.plain) for one in (found.tables if found else ())}
 
 
 @contextmanager

@@ -99,22 +99,33 @@ class Shown:
         title: What it is about.
         note: What to know to read it.
         columns: Headings.
-        words: Cells as text, an interval in the cell of its value.
-        values: The same cells as numbers.
-        numbers: Headings and cells as plain values, the ends of an interval in columns of their own.
+        cells: Value and words of each cell of each row; the words of a value with an interval have that too.
+        plain: Headings and cells as plain values, the ends of an interval in columns of their own.
     """
 
     key: str
     title: str
     note: str
     columns: tuple[str, ...]
-    words: tuple[tuple[str, ...], ...]
-    values: tuple[tuple[Cell, ...], ...]
-    numbers: tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]
+    cells: tuple[tuple[tuple[Cell, str], ...], ...]
+    plain: tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]
 
 
-def read_ablation(folder: Path) -> tuple[list[str], list[Shown]] | None:
-    """What a run's directory holds of an ablation, as `lines` and `tables`; None where it holds none.
+@dataclass(frozen=True)
+class Ablation:
+    """What a run's directory holds of an ablation.
+
+    Attributes:
+        lines: What was ablated and how the model does without any change, in sentences.
+        tables: The tables that have rows.
+    """
+
+    lines: list[str]
+    tables: list[Shown]
+
+
+def read_ablation(folder: Path) -> Ablation | None:
+    """What a run's directory holds of an ablation; None where it holds none.
 
     Raises:
         StoreError: If the file is not a document of this kind.
@@ -123,8 +134,8 @@ def read_ablation(folder: Path) -> tuple[list[str], list[Shown]] | None:
     if document is None:
         return None
     try:
-        return lines(document), tables(document)
-    except (KeyError, TypeError, ValueError) as error:
+        return Ablation(lines(document), tables(document))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise StoreError(f"{folder / 'ablation.json'}: not what `ma-monitor ablate` writes ({error!r})") from error
 
 
@@ -165,17 +176,15 @@ def tables(document: Mapping[str, Any]) -> list[Shown]:
 def _shown(key: str, form: _Form, rows: Any) -> Shown:
     if not isinstance(rows, list) or len(rows) > MOST:
         raise ValueError(f"`{key}` must be a list of at most {MOST} rows")
-    cells = [dict(_cells(row, form)) for row in rows]
-    heads = {name: form.columns[name] for name in form.columns}
-    wide = [heading for name, heading in heads.items() for heading in _ends(name, heading)]
+    whole = [dict(_cells(row, form)) for row in rows]
+    plain = tuple(end for name, heading in form.columns.items() for end in _ends(name, heading))
     return Shown(
         key,
         form.title,
         form.note,
-        tuple(heads.values()),
-        tuple(tuple(_words(name, row) for name in heads) for row in cells),
-        tuple(tuple(row[name] for name in heads) for row in cells),
-        (tuple(wide), tuple(tuple(row.values()) for row in cells)),
+        tuple(form.columns.values()),
+        tuple(tuple((row[name], _words(name, row)) for name in form.columns) for row in whole),
+        (plain, tuple(tuple(row.values()) for row in whole)),
     )
 
 

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ma_monitor.analysis import fit_run, forecast_run, sequence_ratios
+from ma_monitor.errors import StoreError
 from ma_monitor.numerics.fit import Fit
 from ma_monitor.numerics.forecast import Forecast, LayerForecast
 from ma_monitor.numerics.values import none_if_not_finite
 from ma_monitor.numerics.variability import variability
 from ma_monitor.phenomena import METRICS
+from ma_monitor.report.ablation import Ablation, read_ablation
 from ma_monitor.report.besides import phenomena_over_steps, phenomena_rows
 from ma_monitor.report.comparison import figures
 from ma_monitor.report.normal import among_past_runs, normal_words
@@ -70,12 +72,13 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         for document, prediction, values, own in zip(documents, forecast.layers, ratios, each, strict=True)
     ]
     found, beside = places(run, tokenizer), among_past_runs(run, now)
+    ablation, problems = ablation_of(run)
     return {
         **head,
         "now": now,
         "end": end,
         "live": end is None or now < end,
-        "warnings": warnings + not_finite(run) + faults(run),
+        "warnings": warnings + not_finite(run) + faults(run) + problems,
         "alerts": [event.message.partition(" ")[2] for event in run.events if event.kind == "alert"][-ALERTS:],
         "headlines": headlines(rows, now, end, record),
         "rows": rows,
@@ -90,6 +93,7 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         "places": found,
         "besides": phenomena_rows(run, now),
         "findings": findings(run),
+        "ablation": ablation,
         "metrics": {key: metric.title for key, metric in METRICS.items()},
         "about": about(run),
         "drawn": drawn(run, fits, forecast, each, found),
@@ -152,6 +156,14 @@ def faults(run: Run) -> list[str]:
     """A warning where the diary tells of faults."""
     told = [event for event in run.events if event.kind == "fault"]
     return [f"{count(len(told), 'fault')} on record; the latest: {told[-1].message}"] if told else []
+
+
+def ablation_of(run: Run) -> tuple[Ablation | None, list[str]]:
+    """What `ma-monitor ablate` left in the run's directory; a file that cannot be read is left out, with a warning."""
+    try:
+        return read_ablation(run.path), []
+    except StoreError as error:
+        return None, [f"Ablation left out: {error}"]
 
 
 def about(run: Run) -> dict[str, Any]:
