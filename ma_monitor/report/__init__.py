@@ -1,1 +1,1 @@
-"""What people look at: figures of runs, fits and forecasts."""
+"""What people look at: the report page, figures, runs compared, and numbers in words."""
