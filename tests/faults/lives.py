@@ -15,14 +15,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from ma_monitor import MassiveActivationCallback
-from tests.faults.trainings import CONFIG, LENGTH, At, bits
+from tests.faults.trainings import CONFIG, LENGTH, bits, final
 from tests.training import make_trainer, result_of, the_run
 
 T = TypeVar("T")
 LOADED = ["pytest", "transformers.trainer", "transformers.models.llama.modeling_llama", "ma_monitor.callback", "scipy"]
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds for what takes one or two on an idle machine."""
 
 
@@ -64,41 +65,42 @@ def wait_for(happened: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that is whole: the Trainer writes its state last, and does not write it at once."""
+def children(pid: int | None) -> list[int]:
+    """Processes that a process has begun."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
-    def whole(checkpoint: Path) -> bool:
+
+def last_checkpoint(folder: Path, length: int) -> Path | None:
+    """The last whole checkpoint before the end: a training resumed from its end would take a step too many.
+
+    The Trainer writes the state last, but neither that nor the checkpoint at once.
+    """
+
+    def step(checkpoint: Path) -> int:
         try:
-            return bool(json.loads((checkpoint / "trainer_state.json").read_text()))
+            return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
         except (OSError, ValueError):
-            return False
+            return length
 
-    found = [checkpoint for checkpoint in folder.glob("checkpoint-*") if whole(checkpoint)]
-    return max(found, key=lambda checkpoint: int(checkpoint.name.split("-")[1]), default=None)
+    found = [checkpoint for checkpoint in folder.glob("checkpoint-*") if step(checkpoint) < length]
+    return max(found, key=step, default=None)
 
 
-def training_life(folder: Path, length: int = LENGTH, pause: int | None = None, **changes: Any) -> Path:
+def training_life(folder: Path, *others: TrainerCallback, **changes: Any) -> Path:
     """Trains from the last checkpoint on, or from the beginning; keeps the final weights; gives the run's directory.
 
     Args:
         folder: Where the training keeps everything.
-        length: Updates.
-        pause: Wait before the update after this step until there is a file ``go``; None does not.
+        others: Callbacks besides the monitor's.
         changes: Of the Trainer's arguments.
     """
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     callback = MassiveActivationCallback(CONFIG)
-    waits = [] if pause is None else [At(lambda: wait_for((folder / "go").exists), step=pause)]
-    settings = {"max_steps": length, "save_strategy": "steps", "save_steps": 3, "report_to": "none"}
-    trainer = make_trainer(folder, [callback, *waits], **(settings | changes))
-    checkpoint = last_checkpoint(folder)
+    settings = {"max_steps": LENGTH, "save_strategy": "steps", "save_steps": 3}
+    trainer = make_trainer(folder, [callback, *others], **(settings | changes))
+    checkpoint = last_checkpoint(folder, trainer.args.max_steps)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     (folder / "final").write_bytes(final(bits(result_of(trainer))))
     return the_run(callback).path
-
-
-def final(outcome: tuple[Any, ...]) -> bytes:
-    """The weights that a training ends with, all that can be compared where the log of an earlier life is torn."""
-    return b"".join(outcome[0].values())

@@ -19,8 +19,8 @@ from ma_monitor import MassiveActivationCallback, MonitorConfig, Probe, Run
 from ma_monitor.errors import StoreError
 from ma_monitor.runs.documents import LOG, META
 from ma_monitor.runs.log import scan
-from tests.faults.lives import alone, beside, final, last_checkpoint, training_life, wait_for
-from tests.faults.trainings import CONFIG, DUE, LENGTH, STRICT, bits, trained, undisturbed, warned
+from tests.faults.lives import alone, beside, children, last_checkpoint, training_life, wait_for
+from tests.faults.trainings import CONFIG, DUE, LENGTH, STRICT, At, bits, final, trained, undisturbed, warned
 from tests.runs.makers import bits as bits_of
 from tests.training import Rows, make_trainer, result_of, the_run
 
@@ -37,6 +37,15 @@ def undisturbed_long() -> tuple[bytes, list[object]]:
         callback = MassiveActivationCallback(STRICT)
         outcome = trained(Path(folder), [callback], max_steps=LONG)
         return final(outcome), [bits_of(m) for m in the_run(callback).measurements()]
+
+
+def long_life(folder: Path) -> Path:
+    return training_life(folder, max_steps=LONG)
+
+
+def waiting_life(folder: Path, **changes: Any) -> Path:
+    """A training that waits after step 5 until there is a file ``go``."""
+    return training_life(folder, At(lambda: wait_for((folder / "go").exists), step=5), **changes)
 
 
 def size(folder: Path) -> int:
@@ -59,7 +68,7 @@ def test_a_training_killed_at_fifty_moments_is_the_one_that_was_not(tmp_path: Pa
     while kills < KILLS:
         folder = tmp_path / f"training-{len(finished)}"
         folder.mkdir(exist_ok=True)
-        with beside(training_life, folder, LONG) as life:
+        with beside(long_life, folder) as life:
             if chance.random() < 0.3:  # while it starts
                 time.sleep(chance.uniform(0, 0.3))
             else:  # some time after a write, of a record or of a checkpoint
@@ -73,9 +82,9 @@ def test_a_training_killed_at_fifty_moments_is_the_one_that_was_not(tmp_path: Pa
                 finished.append(folder)
             else:
                 kills += 1
-                reached.add(last_checkpoint(folder))
+                reached.add(last_checkpoint(folder, LONG))
     finished.append(folder)
-    alone(training_life, folder, LONG)
+    alone(long_life, folder)
     print(f"{KILLS} kills in {len(finished)} trainings, at {len(reached)} different checkpoints")
     weights, measured = undisturbed_long()
     for folder in finished:
@@ -90,7 +99,7 @@ def test_a_training_killed_at_fifty_moments_is_the_one_that_was_not(tmp_path: Pa
 def test_a_killed_trainings_worker_does_not_hold_its_run(tmp_path: Path) -> None:
     """The data loader's forked worker lives on for seconds after its parent was killed."""
     changes = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "fork"}
-    with beside(functools.partial(training_life, tmp_path, LENGTH, 5, **changes)) as life:
+    with beside(functools.partial(waiting_life, tmp_path, **changes)) as life:
         wait_for(lambda: (tmp_path / "checkpoint-3" / "ma_monitor" / META).exists())
         (worker,) = children(life.pid)
         life.kill()
@@ -100,11 +109,6 @@ def test_a_killed_trainings_worker_does_not_hold_its_run(tmp_path: Path) -> None
         assert alone(training_life, tmp_path) == tmp_path / "ma_monitor"
     assert (tmp_path / "final").read_bytes() == final(undisturbed())
     assert Run.open(tmp_path / "ma_monitor").steps.tolist() == DUE
-
-
-def children(pid: int | None) -> list[int]:
-    """Processes that a process has begun."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("way", ["fork", "spawn"])
@@ -118,7 +122,7 @@ def test_data_loaders_of_either_kind(way: str, tmp_path: Path) -> None:
 
 def test_two_trainings_of_one_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Somebody resumes a training that is still there: the run has one writer, and the second begins from a copy."""
-    with beside(training_life, tmp_path, LENGTH, 5) as first:
+    with beside(waiting_life, tmp_path) as first:
         wait_for(lambda: (tmp_path / "checkpoint-3" / "ma_monitor" / META).exists())
         checkpoint = shutil.copytree(tmp_path / "checkpoint-3", tmp_path / "kept" / "checkpoint-3")
         wait_for(lambda: Run.open(tmp_path / "ma_monitor").steps.tolist() == DUE[:4])

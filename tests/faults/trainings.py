@@ -55,6 +55,11 @@ def values(outcome: tuple[Any, ...]) -> tuple[Any, ...]:
     return list(weights.values()), *rest
 
 
+def final(outcome: tuple[Any, ...]) -> bytes:
+    """The weights that a training ends with, all that can be compared where the log of an earlier life is torn."""
+    return b"".join(outcome[0].values())
+
+
 @functools.cache
 def undisturbed() -> tuple[object, ...]:
     """The bits of a training that nothing watches."""
