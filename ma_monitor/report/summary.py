@@ -83,7 +83,7 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         "headlines": headlines(rows, now, end, record),
         "rows": rows,
         "reasons": reasons(rows),
-        "rests_on": forecast.to_dict().get("rests_on"),
+        "rests_on": forecast.rests_on,
         "track": [one.to_dict() for one in record],
         "track_words": track_words(record),
         "normal": normal_words(beside) if beside else None,
