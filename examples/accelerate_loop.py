@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ma_monitor import Monitor, Probe
-from ma_monitor.cli.common import band
+from ma_monitor.report.words import band
 
 LENGTH, VOCABULARY, BATCH, ACCUMULATED = 32, 1_024, 4, 2
 

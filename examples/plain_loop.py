@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
 
 from ma_monitor import Monitor, MonitorConfig, Probe
-from ma_monitor.cli.common import band
+from ma_monitor.report.words import band
 
 LENGTH, VOCABULARY, BATCH = 32, 1_024, 8
 

@@ -36,10 +36,10 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from ma_monitor import MassiveActivationCallback, MonitorConfig, Run
 from ma_monitor.analysis import Analysis, forecast_run
-from ma_monitor.cli.common import band, table
+from ma_monitor.cli.common import table
 from ma_monitor.numerics.forecast import LayerForecast
 from ma_monitor.phenomena import named
-from ma_monitor.report.words import asymptote_words, peak_words
+from ma_monitor.report.words import asymptote_words, band, peak_words
 
 
 class Shape(NamedTuple):

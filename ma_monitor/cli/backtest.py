@@ -10,19 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ma_monitor.cli.common import (
-    UNKNOWN,
-    Commands,
-    add_command,
-    add_ratio,
-    count,
-    emit_json,
-    note,
-    open_run,
-    say,
-    table,
-)
+from ma_monitor.cli.common import Commands, add_command, add_ratio, emit_json, note, open_run, say, table
 from ma_monitor.errors import ConfigError
+from ma_monitor.report.words import UNKNOWN, count
 from ma_monitor.report.words import percent as in_percent
 
 if TYPE_CHECKING:

@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from ma_monitor.errors import ConfigError, redacted
-from ma_monitor.report.words import UNKNOWN as UNKNOWN
-from ma_monitor.report.words import band as band
-from ma_monitor.report.words import count as count
-from ma_monitor.report.words import number as number
-from ma_monitor.report.words import printable as printable
+from ma_monitor.report.words import printable
 
 if TYPE_CHECKING:
     from ma_monitor.runs.records import Ratio

@@ -8,22 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ma_monitor.cli.common import (
-    Commands,
-    add_command,
-    add_rank,
-    add_ratio,
-    band,
-    count,
-    emit_json,
-    note,
-    number,
-    open_run,
-    say,
-    table,
-)
+from ma_monitor.cli.common import Commands, add_command, add_rank, add_ratio, emit_json, note, open_run, say, table
 from ma_monitor.errors import ConfigError
-from ma_monitor.report.words import asymptote_words
+from ma_monitor.report.words import asymptote_words, band, count, number
 
 PICTURES = (".png", ".pdf", ".svg")
 SHOWN = (0.0, 0.1, 0.25, 0.5, 1.0)

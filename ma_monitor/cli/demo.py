@@ -10,8 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ma_monitor.cli.common import UNKNOWN, Commands, add_command, band, emit_json, number, say, table
-from ma_monitor.report.words import asymptote_words, peak_words
+from ma_monitor.cli.common import Commands, add_command, emit_json, say, table
+from ma_monitor.report.words import UNKNOWN, asymptote_words, band, number, peak_words
 
 if TYPE_CHECKING:
     from ma_monitor.runs.published import Published

@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ma_monitor.cli.common import (
-    UNKNOWN,
     Commands,
     add_command,
     add_rank,
     add_ratio,
-    count,
     emit_json,
-    number,
     open_run,
     reasons,
     say,
@@ -24,7 +21,7 @@ from ma_monitor.cli.common import (
     whole,
 )
 from ma_monitor.errors import ConfigError
-from ma_monitor.report.words import asymptote_words, compare, peak_words
+from ma_monitor.report.words import UNKNOWN, asymptote_words, compare, count, number, peak_words
 
 CURVE = ("A", "lambda", "gamma", "t0")
 FLAT = ("layer", "class", *CURVE, "K", "log_abs_A", "beta", "tau0", "A1", "A2", "r2", "aicc", "at_bound")

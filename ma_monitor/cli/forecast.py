@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ma_monitor.cli.common import (
     MOST,
-    UNKNOWN,
     Commands,
     add_command,
     add_rank,
     add_ratio,
-    band,
-    count,
     emit_json,
-    number,
     open_run,
     reasons,
     say,
@@ -27,7 +23,7 @@ from ma_monitor.cli.common import (
     whole,
 )
 from ma_monitor.errors import ConfigError
-from ma_monitor.report.words import asymptote_words, peak_words, percent
+from ma_monitor.report.words import UNKNOWN, asymptote_words, band, count, number, peak_words, percent
 
 if TYPE_CHECKING:
     from ma_monitor.runs.records import Plan

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ma_monitor.cli.common import RATIOS, Commands, add_command, add_ratio, count, emit_json, note, say
+from ma_monitor.cli.common import RATIOS, Commands, add_command, add_ratio, emit_json, note, say
 from ma_monitor.errors import ConfigError, SourceError
+from ma_monitor.report.words import count
 
 
 def add(commands: Commands) -> None:

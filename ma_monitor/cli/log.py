@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ma_monitor.cli.common import Commands, add_command, add_ratio, count, emit_json, note, open_run, printable, say
+from ma_monitor.cli.common import Commands, add_command, add_ratio, emit_json, note, open_run, say
 from ma_monitor.errors import ConfigError, MissingExtraError, StoreError
+from ma_monitor.report.words import count, printable
 
 if TYPE_CHECKING:
     from ma_monitor.runs.store import Run

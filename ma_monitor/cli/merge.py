@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from contextlib import closing
 
-from ma_monitor.cli.common import Commands, add_command, count, emit_json, say
+from ma_monitor.cli.common import Commands, add_command, emit_json, say
+from ma_monitor.report.words import count
 
 
 def add(commands: Commands) -> None:

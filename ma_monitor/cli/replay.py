@@ -12,23 +12,20 @@ from typing import TYPE_CHECKING, Any
 from ma_monitor.cli.common import (
     MOST,
     RATIOS,
-    UNKNOWN,
     Commands,
     Parser,
     add_command,
     add_ratio,
-    count,
     emit_json,
     note,
-    number,
     positive,
-    printable,
     say,
     table,
     user_file,
 )
 from ma_monitor.errors import ConfigError
 from ma_monitor.phenomena import PHENOMENA, named
+from ma_monitor.report.words import UNKNOWN, count, number, printable
 
 if TYPE_CHECKING:
     from ma_monitor.measure.probe import Probe

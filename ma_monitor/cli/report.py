@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ma_monitor.cli.common import Commands, add_command, add_ratio, count, emit_json, note, open_run, positive, say
+from ma_monitor.cli.common import Commands, add_command, add_ratio, emit_json, note, open_run, positive, say
 from ma_monitor.errors import ConfigError
+from ma_monitor.report.words import count
 
 if TYPE_CHECKING:
     from ma_monitor.runs.store import Run

@@ -12,8 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ma_monitor.cli.common import Commands, add_command, emit_json, number, positive, printable
+from ma_monitor.cli.common import Commands, add_command, emit_json, positive
 from ma_monitor.errors import StoreError
+from ma_monitor.report.words import band, number, peak_words, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
@@ -290,8 +291,6 @@ def _table(layers: Sequence[dict[str, Any]], width: int, ramp: str) -> Renderabl
     """A row a layer; a narrow terminal gets shorter trajectories and no classes."""
     from rich.table import Table
     from rich.text import Text
-
-    from ma_monitor.report.words import band, peak_words
 
     wide = width >= WIDE
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ma_monitor.cli.common import band, count, emit_json, note, number, printable, say, table, user_file
+from ma_monitor.cli.common import emit_json, note, say, table, user_file
 from ma_monitor.errors import ConfigError
+from ma_monitor.report.words import band, count, number, printable
 
 
 @given(st.text())
