@@ -205,9 +205,9 @@ def test_sink_values_against_loops() -> None:
 def test_the_rules_at_their_edges() -> None:
     kinds = {"patch": np.array([[True] * 5 + [False]])}
     values = np.array([[[20, 19.99, np.nan, 21, 0, 99]]])
-    reading = VisionReading(kinds, {}, norms=np.array([[[1, 1, 3, 3.01, 0.5, 9]]]), sink_values=values)
+    reading = VisionReading(kinds, {}, norms=np.array([[[1, np.nan, 3, 3.01, 1, 9]]]), sink_values=values)
     assert reading.high_norm[0, 0].nonzero()[0].tolist() == [3]
-    assert reading.high_norm_share == [1 / 5]
+    assert reading.high_norm_share == [1 / 4]
     assert reading.sinks[0, 0].nonzero()[0].tolist() == [0, 3]
     assert reading.sink_share == [2 / 4]
 
