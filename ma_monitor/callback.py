@@ -240,7 +240,8 @@ class MassiveActivationCallback(TrainerCallback):
     def _candidates(self, path: Path, state: TrainerState) -> list[Path]:
         """Directories of runs that hold at least what the checkpoint knew of."""
         known = _known(state)
-        named = path.with_name(Path(str(known.get("run", path.name))).name)
+        name = Path(str(known.get("run", ""))).name  # never a path: anybody may have written the checkpoint
+        named = path if name in ("", "..") else path.with_name(name)
         return [p for p in dict.fromkeys((named, path)) if _measured(p, state.global_step) >= known.get("measured", 0)]
 
     def _remember(self, state: TrainerState) -> None:

@@ -188,7 +188,7 @@ def _parameters(config: PreTrainedConfig) -> int:
         )
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # a configuration is free numbers to transformers: it fails in as many ways
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"no {config.model_type} model can be built of this configuration: {reason}") from error

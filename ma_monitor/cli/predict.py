@@ -142,6 +142,8 @@ def read_configuration(name: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     from ma_monitor.replay.asking import asked
+    from ma_monitor.replay.models import check_demands
+    from ma_monitor.runs.files import parse_json, read_bounded
 
     path = Path(name)
     if not path.exists():
@@ -149,6 +151,7 @@ def read_configuration(name: str) -> PreTrainedConfig:
             raise ConfigError(f"{name}: there is no such file or folder; give a config.json, its folder, or a Hub id")
         path = Path(asked(lambda: hf_hub_download(name, "config.json"), name))
     try:
+        check_demands(parse_json(read_bounded(path / "config.json" if path.is_dir() else path)))
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # a configuration is free text to transformers: it fails in as many ways
         reason = " ".join(str(error).split())[:200]

@@ -169,7 +169,7 @@ def _configuration(folder: Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        _check_demands(parse_json(read_bounded(folder / "config.json")))
+        check_demands(parse_json(read_bounded(folder / "config.json")))
         configuration: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except SourceError:
         raise
@@ -178,7 +178,7 @@ def _configuration(folder: Path) -> PreTrainedConfig:
     return configuration
 
 
-def _check_demands(words: Any) -> None:
+def check_demands(words: Any) -> None:
     """Refuses a configuration that asks for code from elsewhere, or for more parts than any model has.
 
     Raises:
@@ -191,7 +191,7 @@ def _check_demands(words: Any) -> None:
             )
         if COUNTS.search(key) and isinstance(value, int | float) and value > MOST:
             raise SourceError(f"its config.json asks for more than {MOST:,} parts of a kind ({key}: {value:.4g})")
-        _check_demands(value)
+        check_demands(value)
 
 
 def _class_for(configuration: PreTrainedConfig) -> Any:
