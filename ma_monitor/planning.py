@@ -24,9 +24,13 @@ def make_plan(
         return Plan(from_step, total_steps, None, batch, "unknown")
     if isinstance(schedule, Plan):  # a replay knows the plan of the training that it repeats
         return replace(schedule, from_step=from_step)
+    import torch
+
+    from ma_monitor.measure.forward import random_states_kept
     from ma_monitor.schedule import planned_rates
 
-    planned = planned_rates(schedule, total_steps, optimizer)
+    with random_states_kept(torch.device("cpu")):  # a scheduler may draw its rates
+        planned = planned_rates(schedule, total_steps, optimizer)
     return Plan(from_step, total_steps, planned.lr, batch, planned.schedule, planned.held)
 
 

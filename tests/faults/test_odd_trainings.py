@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -166,12 +167,17 @@ class Forgetful:
         raise TypeError("cannot be copied")
 
 
-def with_schedule(folder: Path, callbacks: list[TrainerCallback]) -> object:
+def drawn(step: int) -> float:
+    """A rate with noise."""
+    return (1 + random.random() + float(torch.rand(())) + np.random.rand()) / (1 + step)
+
+
+def with_schedule(folder: Path, rate: Callable[[int], float], callbacks: list[TrainerCallback]) -> object:
     torch.manual_seed(0)
     trainer = make_trainer(folder, callbacks, max_steps=LENGTH)
     assert trainer.model is not None
     optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-2)
-    trainer.optimizer, trainer.lr_scheduler = optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, Forgetful())
+    trainer.optimizer, trainer.lr_scheduler = optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     trainer.train()
     return bits(result_of(trainer))
 
@@ -179,8 +185,14 @@ def with_schedule(folder: Path, callbacks: list[TrainerCallback]) -> object:
 def test_a_schedule_that_raises(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is the training's, and works there; only looking ahead fails, for which there is a word in the run."""
     callback = MassiveActivationCallback(STRICT)
-    assert with_schedule(tmp_path, [callback]) == with_schedule(tmp_path / "once", [])
+    assert with_schedule(tmp_path, Forgetful(), [callback]) == with_schedule(tmp_path / "once", Forgetful(), [])
     run = the_run(callback)
     assert run.steps.tolist() == DUE
     assert all(plan.held and "could not be replayed (TypeError" in plan.schedule for plan in run.plans)
     assert warned(caplog) == []
+
+
+def test_a_schedule_that_draws_random_numbers(tmp_path: Path) -> None:
+    """Looking ahead asks it for every rate, and must leave the generators as they were."""
+    once = with_schedule(tmp_path / "once", drawn, [])
+    assert with_schedule(tmp_path, drawn, [MassiveActivationCallback(STRICT)]) == once
