@@ -7,11 +7,13 @@ log them and the report draws them under the names that stand here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def named(text: str) -> tuple[str, ...]:
 
 def of_layers(metric: Metric, values: NDArray[np.float64]) -> float | None:
     """The one number that a dashboard shows of the layers' ``[R]``; None where nothing is known."""
-    known = values[np.isfinite(values)]
+    known = values[abs(values) < math.inf]  # numpy is loaded when arrays are; False for NaN
     if metric.shown is None or not known.size:
         return None
     return {"largest": float(known.max()), "smallest": float(known.min()), "mean": float(known.mean())}[metric.shown]
