@@ -374,16 +374,9 @@ class Monitor(Observer):
             with self._guarded(f"reading {name}"):
                 raise error
 
-        config = self.config
+        model, c = self._model(), self.config
         return measure_with(
-            self._model(),
-            probe,
-            step,
-            k=config.k,
-            phenomena=config.phenomena,
-            failed=failed,
-            batch_size=config.batch_size,
-            team=self._team,
+            model, probe, step, k=c.k, phenomena=c.phenomena, failed=failed, batch_size=c.batch_size, team=self._team
         )
 
     def _take(self, measurements: Measurements, *, final: bool) -> None:
