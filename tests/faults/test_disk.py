@@ -85,7 +85,7 @@ def test_a_disk_on_which_no_run_can_begin(
         trained(tmp_path / "strict", [MassiveActivationCallback(STRICT, run_dir=disk / "run")])
 
 
-@pytest.mark.parametrize("fault", ["full", "read-only", "deleted-and-replaced"])
+@pytest.mark.parametrize("fault", [pytest.param("full", marks=pytest.mark.slow), "read-only", "deleted-and-replaced"])
 def test_strict_raises_what_the_disk_refuses(fault: str, disk: Path, tmp_path: Path) -> None:
     path = disk / "run"
     callback = MassiveActivationCallback(STRICT, run_dir=path)
@@ -133,3 +133,15 @@ def test_a_directory_that_is_deleted_and_replaced(tmp_path: Path, caplog: pytest
     (line,) = warned(caplog)
     assert line.startswith("ma_monitor: recording a measurement failed")
     assert "what is there now is not this run's; move it away" in line
+
+
+def test_a_directory_that_is_moved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is open moves with it; what is made anew has nowhere to go."""
+    path, moved = tmp_path / "run", tmp_path / "moved"
+    callback = MassiveActivationCallback(CONFIG, run_dir=path)
+    assert trained(tmp_path / "out", [callback, At(lambda: path.rename(moved))]) == undisturbed()
+    assert (moved / LOG).read_bytes() == undisturbed_log()
+    assert not path.exists()
+    failed, unrecorded = warned(caplog)
+    assert failed.startswith("ma_monitor: the fit and forecast failed and is left out. StoreError: ")
+    assert "events.jsonl: cannot be written (No such file or directory); not recorded: fault" in unrecorded

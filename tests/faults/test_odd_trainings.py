@@ -91,7 +91,7 @@ SERIES: dict[str, Callable[[int], float]] = {
     "one-spike": lambda step: 1e30 if step == 4 else 1.0,
     "explodes": lambda step: 10.0 ** (4 * step),
 }
-FAST = 3
+FAST = 2
 FLOAT32 = 1e-6
 """Relative: rounded once."""
 

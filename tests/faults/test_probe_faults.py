@@ -74,7 +74,9 @@ def raises(error: BaseException) -> Callable[[], object]:
     return do
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["for-good", "for-one-probe"])
+@pytest.mark.parametrize(
+    "again", [pytest.param(False, id="for-good", marks=pytest.mark.slow), pytest.param(True, id="for-one-probe")]
+)
 def test_out_of_memory_on_an_accelerator(again: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, block = with_block_that(raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")))
     callback = MassiveActivationCallback(CONFIG, run_dir=tmp_path / "run")
@@ -115,6 +117,7 @@ def memory() -> Iterator[AddressSpace]:
     space.lift()
 
 
+@pytest.mark.slow
 def test_out_of_memory_by_the_systems_limit(
     memory: AddressSpace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,7 +213,10 @@ def stop(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGINT, KeyboardInterrupt), pytest.param(signal.SIGTERM, SystemExit, marks=pytest.mark.slow)],
+)
 def test_a_signal_in_the_probe_ends_the_training_and_nothing_is_lost(
     number: int, error: type[BaseException], tmp_path: Path
 ) -> None:
