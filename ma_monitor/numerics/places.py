@@ -14,15 +14,15 @@ Floats = NDArray[np.float64]
 STEADY = 0.5
 """An entry is at a place, and a layer meets a criterion, where at least this share of the sequences has it so."""
 SIZE, TIMES = 100.0, 1000.0
-"""Sun et al. (2024, arXiv:2402.17762, section 2): an activation is massive that is larger than 100 and at least 1000
-times the median of its hidden state."""
+"""Sun et al. (2024, arXiv:2402.17762): an activation is massive that is larger than 100 and at least 1000 times the
+median of its hidden state."""
 JUMP = 3.0
 """A massive token emerges where its norm grows so many times as much as that of the typical token (own rule)."""
 FIRST, DELIMITER, OTHER = range(3)
 KINDS = ("first", "delimiter", "other")
 """Kinds of token, by their code."""
 DELIMITERS = (".", "\n")
-"""Texts of delimiters that Sun et al. name; spaces around them, and several newlines in one token, count alike."""
+"""Delimiters as Sun et al. have them; spaces around them, and several newlines in one token, count alike (own rule)."""
 
 
 def most_common(values: NDArray[np.integer]) -> NDArray[np.int64]:
