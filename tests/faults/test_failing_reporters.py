@@ -13,7 +13,7 @@ from transformers.integrations import integration_utils
 from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
 
 from ma_monitor import MassiveActivationCallback, Run
-from tests.faults.disks import fill
+from tests.faults.disks import FILLER, fill
 from tests.faults.trainings import BEFORE, CONFIG, DUE, STRICT, At, faults, refuses, trained, undisturbed, warned
 from tests.training import the_run
 
@@ -42,6 +42,10 @@ def test_a_tensorboard_writer_that_raises(
     reason = "the tensorboard sink failed and is left out. OSError: [Errno 28] No space left on device"
     assert faults(run) == [reason]
     assert warned(caplog) == [f"ma_monitor: {reason}"]
+    (disk / FILLER).unlink()
+    again = KeepsItsFaults()  # type: ignore[no-untyped-call]
+    strict: list[TrainerCallback] = [MassiveActivationCallback(STRICT), again, At(lambda: fill(disk))]
+    refuses(tmp_path / "strict", OSError, "No space left on device", strict)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
