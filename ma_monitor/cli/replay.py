@@ -181,11 +181,12 @@ def _probe_of(args: argparse.Namespace) -> Callable[[Source], Probe]:
 
     from ma_monitor.measure.probe import Probe
     from ma_monitor.replay.probes import paper_probe, text_probe
+    from ma_monitor.runs.files import opened_arrays
 
     if args.probe_ids is not None:
         rule = "token ids must be one array [sequences, tokens] of whole numbers, saved by np.save"
-        with user_file(args.probe_ids, rule) as file:
-            ids = np.load(file, allow_pickle=False)
+        with user_file(args.probe_ids, rule) as file, opened_arrays(file) as loaded:
+            ids = np.asarray(loaded)
         given = Probe.from_ids(ids, source=file.name)
         return lambda source: given
     if args.probe_text is not None:
