@@ -136,7 +136,7 @@ class Change:
     found: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def during(self, subject: Subject, document: int) -> AbstractContextManager[None]:
-        """While open, the change is there; by default there is none."""
+        """While open, the change is there."""
         raise NotImplementedError
 
     def controls(self, subject: Subject, document: int) -> Iterator[AbstractContextManager[None]]:

@@ -52,7 +52,7 @@ def find_parts(model: nn.Module) -> list[Parts]:
     """The parts of each block, by their names and by what is given to what in a forward of two tokens.
 
     Raises:
-        ModelError: If a block has no feed-forward.
+        ModelError: If a block has no feed-forward, or it does not run.
     """
     width = describe_model(model).width
     found: list[tuple[nn.Module, nn.Module | None, dict[int, nn.Module]]] = []
@@ -76,7 +76,11 @@ def find_parts(model: nn.Module) -> list[Parts]:
                 hooks.callback(norm.register_forward_hook(keep).remove)
             hooks.callback(entry.register_forward_pre_hook(look).remove)
             found.append((end, find_down_projection(block, width), taken))
+        ends = [Parts(end, None, None) for end, _, _ in found]
+        ran = hooks.enter_context(updates_of(ends))
         undisturbed_forward(model, torch.zeros(1, 2, dtype=torch.long))
+    if len(ran) < len(ends):
+        raise ModelError(f"every block's feed-forward must run to be changed; of {len(ends)} blocks {len(ran)} did so")
     return [Parts(end, down, taken.get(0)) for end, down, taken in found]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from ma_monitor.cli.common import Commands, add_command, emit_json, note, open_r
 from ma_monitor.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ma_monitor.replay.sources import Checkpoint, Source
     from ma_monitor.runs.records import ModelShape
 
@@ -34,7 +38,9 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a causal language model, or a Hub id")
     parser.add_argument("--revision", default="main", metavar="NAME", help="of a Hub id (default: %(default)s)")
-    parser.add_argument("--text", metavar="FILE", help="held-out documents, one a line (default: built-in passages)")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--text", metavar="FILE", help="held-out documents, one a line (default: built-in passages)")
+    text.add_argument("--ids", metavar="FILE.npy", help="their token ids instead, whole numbers [documents, tokens]")
     massive = parser.add_mutually_exclusive_group()
     massive.add_argument(
         "--top", type=positive, default=3, metavar="K", help="the K largest entries of a layer count (default: 3)"
@@ -95,21 +101,21 @@ def ablated(args: argparse.Namespace, shape: ModelShape | None) -> dict[str, Any
 
     from ma_monitor.ablation.experiment import ablate
     from ma_monitor.ablation.interventions import Rule
+    from ma_monitor.measure.layers import context_length, describe_model
+    from ma_monitor.measure.probe import Probe
     from ma_monitor.replay.models import ModelLoader, checked_device, checked_dtype
-    from ma_monitor.replay.probes import text_documents
 
     disable_progress_bar()
-    texts = None
-    if args.text is not None:
-        with user_file(args.text, "held-out text must be UTF-8, a document a line") as file:
-            texts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    documents_of = _documents_of(args)
     loader = ModelLoader(checked_dtype(args.dtype), checked_device(args.device))
     source, checkpoint = source_of(args.checkpoint, args.revision)
-    documents = text_documents(source, texts)
     with tempfile.TemporaryDirectory(prefix="ma_monitor-") as scratch:
         folder = source.fetch(checkpoint, Path(scratch))
         model = loader.load(folder)
         check_head(model, folder, source.name)
+        documents = documents_of(source)
+    for ids in documents:
+        Probe.from_ids(ids[None]).check(describe_model(model).vocabulary, context_length(model))
     if shape is not None and loader.shape is not None:
         check_shape(shape, loader.shape, args.run_dir)
     with tqdm(total=len(documents), unit="document", disable=None) as bar:
@@ -119,7 +125,28 @@ def ablated(args: argparse.Namespace, shape: ModelShape | None) -> dict[str, Any
 
         document = ablate(model, documents, Rule(args.top, args.threshold), progress=progress)
     name = checkpoint.name if Path(args.checkpoint).exists() else f"{source.name}@{checkpoint.name}"
-    return {"checkpoint": name, "text": "built-in passages" if args.text is None else Path(args.text).name, **document}
+    return {"checkpoint": name, "text": Path(args.text or args.ids or "built-in passages").name, **document}
+
+
+def _documents_of(args: argparse.Namespace) -> Callable[[Source], Sequence[NDArray[np.int64]]]:
+    """What gives the documents in a source's tokens; files are read at once, before any model is loaded."""
+    import numpy as np
+
+    from ma_monitor.measure.probe import Probe
+    from ma_monitor.replay.probes import text_documents
+    from ma_monitor.runs.files import opened_arrays
+
+    if args.ids is not None:
+        rule = "token ids must be one array [documents, tokens], saved by np.save"
+        with user_file(args.ids, rule) as file, opened_arrays(file) as loaded:
+            ids = np.asarray(loaded)
+        given = Probe.from_ids(ids)
+        return lambda source: list(given.ids)
+    texts = None
+    if args.text is not None:
+        with user_file(args.text, "held-out text must be UTF-8, a document a line") as file:
+            texts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return lambda source: text_documents(source, texts)
 
 
 def source_of(text: str, revision: str) -> tuple[Source, Checkpoint]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ma_monitor.ablation.interventions import Entries, Rule, entries_set, others, read_document
@@ -59,6 +59,7 @@ def test_a_document_is_read() -> None:
             assert sorted(own.value) == sorted(float(expected[layer][place]) for place in places)
 
 
+@settings(max_examples=30)
 @given(size=st.integers(1, 30), data=st.data())
 def test_others(size: int, data: st.DataObject) -> None:
     taken = np.array(data.draw(st.lists(st.integers(0, size - 1), unique=True)), np.int64)

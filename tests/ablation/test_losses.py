@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, LlamaForCausalLM
 
@@ -62,6 +62,7 @@ def test_an_interval_by_a_slow_bootstrap(rng: np.random.Generator) -> None:
     assert found == estimate(differences), "the same every time"
 
 
+@settings(max_examples=30)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8))
 def test_bounds(values: list[float]) -> None:
     found = estimate(np.array(values))

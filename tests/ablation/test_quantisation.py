@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ma_monitor.ablation.quantisation import (
@@ -99,6 +99,7 @@ def test_massive_tokens_are_where_the_rotations_differ(rng: np.random.Generator)
         assert apart == pytest.approx(plain[name], rel=0.1), "without the spike all is as if it were not there"
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 99), st.sampled_from(BITS), st.sampled_from(SCALES))
 def test_bounds(seed: int, bits: int, scale: Scale) -> None:
     """Half a step an entry: ‖x̂ − x‖ ≤ √(Sd)·max/(2(2^(b−1) − 1)), rotated or not (a rotation keeps norms)."""
