@@ -86,7 +86,7 @@ class TrainerSinks:
     after it. One that is not open yet, as in the ``on_train_begin`` of a callback that comes before it, gets that
     emission together with its next one. One that has closed, in ``on_train_end``, is not opened again: that would make
     a second event file or W&B run. (In a hyperparameter search a W&B callback that comes later has the run of the
-    previous trial still open in ``on_train_begin``; step 0 emitted in the first ``on_step_begin`` goes right always.)
+    previous trial still open in ``on_train_begin``; step 0 emitted in ``on_epoch_begin`` goes right always.)
     """
 
     def __init__(self) -> None:
