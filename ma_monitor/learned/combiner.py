@@ -39,8 +39,6 @@ FLAT = 0.1
 """Layers that moved less than this in ln ratio are left to their own mixture, those that moved twice as far are not."""
 LONGER_WIDER = 1.5
 """What an e-fold of length beyond that of past runs adds to the band, times the square of the trees' share."""
-NAME = COMBINER
-"""The file, in a run's directory or in the package."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +92,7 @@ class Combiner:
         centre = inputs.now[:, None] + middle * inputs.scale
         longer = float(np.log(max(1.0, inputs.planned / self.length)))
         wider = (1 + (UNLIKE_WIDER - 1) * (1 - alike)) * (1 + LONGER_WIDER * longer * weight**2)
-        below, above = (wider * (1 + moves * (factor - 1)) for factor in self.widen[_bin(inputs.seen)])
+        below, above = (wider * (1 + moves * (factor - 1)) for factor in self.widen[part_of(inputs.seen)])
         own = moves * weight
         return Correction(
             ahead=inputs.ahead,
@@ -107,7 +105,7 @@ class Combiner:
 
     def _distance(self, state: Floats) -> Floats:
         """Distance of states ``[L, S]`` to the nearest past one, ``[L]``."""
-        return _nearest((state - self.centre) / self.spread, self.states)
+        return nearest((state - self.centre) / self.spread, self.states)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -168,9 +166,9 @@ def load(path: Path) -> Combiner:
 
 def adopt(file: str | None, folder: Path) -> None:
     """Copies a combiner, where there is one, into a run's directory, whose forecasts then use it."""
-    if file is not None and Path(file).resolve() != (folder / NAME).resolve():
+    if file is not None and Path(file).resolve() != (folder / COMBINER).resolve():
         data = Path(file).read_bytes()
-        replace_file(folder / NAME, lambda new: new.write_bytes(data))
+        replace_file(folder / COMBINER, lambda new: new.write_bytes(data))
 
 
 def knots_of(now: float, end: int) -> Floats:
@@ -188,12 +186,13 @@ def _blend(weight: Floats, learned: Floats, own: Floats) -> Floats:
     return np.asarray((weight * learned + (1 - weight) * own) / np.maximum(own, 1e-9))
 
 
-def _bin(seen: float) -> int:
+def part_of(seen: float) -> int:
     """Which of the calibration's three parts of a run this share lies in."""
     return int(np.searchsorted((0.25, 0.5), seen, side="right"))
 
 
-def _nearest(states: Floats, among: Floats) -> Floats:
+def nearest(states: Floats, among: Floats) -> Floats:
+    """Distance of states ``[L, S]`` to the nearest of others ``[N, S]``, ``[L]``."""
     return np.asarray(np.sqrt(((states[:, None] - among[None]) ** 2).mean(axis=2).min(axis=1)))
 
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ma_monitor.learned.combiner import NAME, knots_of, load
+from ma_monitor.learned.combiner import knots_of, load
 from ma_monitor.learned.prior import LEVELS, Prior, combined, conditioned
 from ma_monitor.numerics.members import ANCHOR, horizon
 from ma_monitor.numerics.mixture import Correction, Mixture
 from ma_monitor.numerics.values import LARGEST, interpolate
-from ma_monitor.runs.documents import PRIOR
+from ma_monitor.runs.documents import COMBINER, PRIOR
 from ma_monitor.runs.files import read_json, replace_file
 from ma_monitor.runs.log import SCHEMA_VERSION
 
@@ -37,7 +37,7 @@ class Corrections:
 
     def __init__(self, folder: Path, *, expected: bool = True) -> None:
         """Of the run in ``folder``; if ``expected``, with what its architecture let expect (of the first rank)."""
-        own = folder / NAME
+        own = folder / COMBINER
         self._combiner = own if own.is_file() else packaged_path()
         self._prior = folder / PRIOR if expected and (folder / PRIOR).is_file() else None
 
@@ -48,7 +48,7 @@ class Corrections:
         except Exception as error:
             correction = Correction.none(f"the in-run mixture alone: {_line(error)}")
         if not _finite(correction):
-            correction = Correction.none(f"the in-run mixture alone: {NAME} gives what is not finite")
+            correction = Correction.none(f"the in-run mixture alone: {COMBINER} gives what is not finite")
         if self._prior is None or end is None or mixture.clock.name != "learning_rate" or end <= mixture.steps[-1]:
             return correction
         try:
@@ -89,7 +89,7 @@ def with_prior(correction: Correction, mixture: Mixture, end: int, prior: Prior)
 
 def packaged_path() -> Path:
     """The combiner that comes with the package."""
-    return Path(__file__).parent / "data" / NAME
+    return Path(__file__).parent / "data" / COMBINER
 
 
 def save_prior(prior: Prior, planned: int, span: float, folder: Path) -> None:

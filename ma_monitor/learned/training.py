@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError
 from ma_monitor.learned.boosting import import_xgboost, read_trees
-from ma_monitor.learned.combiner import Combiner, _bin, _nearest
+from ma_monitor.learned.combiner import Combiner, nearest, part_of
 from ma_monitor.learned.inputs import NAMES, Inputs, inputs_of
 from ma_monitor.numerics.clock import learning_rate_clock
 from ma_monitor.numerics.mixture import make_mixture
@@ -118,7 +118,7 @@ def train_on(cases: Sequence[Case], *, card: Mapping[str, object] | None = None)
         )
         for case in cases:
             if fold[case.configuration] == left_out:
-                beyond[_bin(case.inputs.seen)].append(_beyond(part, case))
+                beyond[part_of(case.inputs.seen)].append(_beyond(part, case))
     widen = WIDER * np.stack([_conformal(group) for group in beyond])
     facts = {"runs": len({case.run for case in cases}), "configurations": len(names)}
     document = _boost(cases)
@@ -186,5 +186,5 @@ def _states(cases: Sequence[Case]) -> tuple[Floats, Floats, Floats, float]:
     spread = np.maximum(np.percentile(np.abs(states - centre), 90, axis=0), 1e-3)
     kept = np.random.default_rng(0).permutation(len(states))[:STATES]
     scaled = (states - centre) / spread
-    apart = [_nearest(scaled[owner == name], scaled[kept][owner[kept] != name]) for name in np.unique(owner)]
+    apart = [nearest(scaled[owner == name], scaled[kept][owner[kept] != name]) for name in np.unique(owner)]
     return centre, spread, scaled[kept], max(float(np.percentile(np.concatenate(apart), 95)), 1e-3)

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from ma_monitor import Run
 from ma_monitor.analysis import forecast_run
 from ma_monitor.errors import ConfigError
-from ma_monitor.learned.combiner import NAME, adopt, from_dict, load
+from ma_monitor.learned.combiner import adopt, from_dict, load
 from ma_monitor.learned.inputs import NAMES, inputs_of
 from ma_monitor.numerics.clock import learning_rate_clock, step_clock
 from ma_monitor.numerics.forecast import forecast
 from ma_monitor.numerics.mixture import Correction, Mixture, make_mixture
+from ma_monitor.runs.documents import COMBINER
 from ma_monitor.runs.records import Plan
 from tests.learned.past import LR, STEPS, TOTAL, past_run, taught
 from tests.test_monitor import META, made_up
@@ -224,7 +225,7 @@ def test_a_correction_moves_the_median_and_stretches_both_sides() -> None:
 
 
 def test_a_combiner_survives_its_file(tmp_path: Path) -> None:
-    path = tmp_path / NAME
+    path = tmp_path / COMBINER
     path.write_text(json.dumps(taught().to_dict()))
     assert _said(AT, load(path).correct) == _said(AT, from_dict(json.loads(path.read_text())).correct)
     ours, theirs = (combiner.correct(_mixture(), TOTAL) for combiner in (taught(), load(path)))
@@ -233,7 +234,7 @@ def test_a_combiner_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / NAME
+    path = tmp_path / COMBINER
     for text in ("", "[]", '{"inputs": []}', json.dumps(taught().to_dict())[:1000]):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"a combiner must be a file that `ma-monitor learn` wrote"):
@@ -252,11 +253,11 @@ def test_the_packaged_one_is_used_unless_the_run_holds_its_own(tmp_path: Path) -
     own = tmp_path / "own.json"
     own.write_text(json.dumps({**taught().to_dict(), "usual": 1e9}))
     adopt(str(own), tmp_path / "run")
-    assert (tmp_path / "run" / NAME).read_bytes() == own.read_bytes()
+    assert (tmp_path / "run" / COMBINER).read_bytes() == own.read_bytes()
     adopted = forecast_run(Run.open(tmp_path / "run"))
     assert adopted.past_runs == pytest.approx(1 / (1 + 0.5 / 0.3))
     assert adopted.to_dict() != packaged.to_dict()
-    (tmp_path / "run" / NAME).write_text("{}")
+    (tmp_path / "run" / COMBINER).write_text("{}")
     broken = forecast_run(Run.open(tmp_path / "run"))
     assert broken.past_runs == 0
     assert "a combiner must be a file" in broken.rests_on

@@ -12,6 +12,7 @@ import pytest
 from ma_monitor import Run
 from ma_monitor.errors import StoreError
 from ma_monitor.learned import combiner, correction
+from ma_monitor.runs.documents import COMBINER
 from ma_monitor.runs.log import HEADER, SCHEMA_VERSION
 from tests.runs.makers import make_measurements
 
@@ -77,11 +78,11 @@ def test_a_run_of_a_later_version_is_refused(tmp_path: Path, name: str) -> None:
         Run.open(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", [combiner.NAME, "prior.json"])
+@pytest.mark.parametrize("name", [COMBINER, "prior.json"])
 def test_what_forecasts_rest_on_says_its_version_too(tmp_path: Path, name: str) -> None:
     packaged = json.loads(correction.packaged_path().read_text())
     (tmp_path / name).write_text(json.dumps(packaged | {"schema_version": 2}))
-    if name == combiner.NAME:
+    if name == COMBINER:
         with pytest.raises(ValueError, match="schema version 2, this ma_monitor reads 1"):
             combiner.from_dict(json.loads((tmp_path / name).read_text()))
     else:
