@@ -15,8 +15,8 @@ from __future__ import annotations
 import re
 
 _SECRETS = (
-    re.compile(r"(://)[^/\s'\"]+(?=@)"),  # user and password
-    re.compile(r"(://[^\s'\"?]*\?)[^\s'\"<>)]+"),  # what is asked, which may be signed
+    re.compile(r"(:/+)[^/\s'\"]+(?=@)"),  # user and password; taken for a path, a URL has one slash
+    re.compile(r"(:/+[^\s'\"?]*\?)[^\s'\"<>)]+"),  # what is asked, which may be signed
     re.compile(r"\b(hf_)\w{8,}"),
 )
 

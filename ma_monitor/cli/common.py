@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RATIOS = ("ratio_of_means", "mean_of_ratios")
 RATIO_HELP = "how sequences are reduced: ratio_of_means is Eq. 8 of the paper, mean_of_ratios Eq. 6 and 7"
+TALKATIVE = ("huggingface_hub.utils._http", "huggingface_hub.file_download")
+"""Loggers that tell whole URLs."""
 MOST = 10**9
 """Largest step or count that is taken from a user: no training is longer."""
 
@@ -178,14 +180,23 @@ def reasons(layers: Iterable[dict[str, Any]], plain: str) -> str:
 
 @contextmanager
 def warnings_on_stderr() -> Iterator[None]:
-    """Shows the package's warnings as single lines on stderr while a command runs."""
+    """Shows the package's warnings as single lines on stderr while a command runs, and no secrets in others'."""
     logger = logging.getLogger("ma_monitor")
     handler = _Notes()
     logger.addHandler(handler)
+    for name in TALKATIVE:
+        logging.getLogger(name).addFilter(_without_secrets)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        for name in TALKATIVE:
+            logging.getLogger(name).removeFilter(_without_secrets)
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redacted(record.getMessage()), ()
+    return True
 
 
 class _Notes(logging.Handler):
