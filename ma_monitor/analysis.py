@@ -77,9 +77,8 @@ def analyse(run: Run, *, at: int | None = None, compare: bool = False) -> Analys
 def fit_run(run: Run, *, at: int | None = None, rank: int = 1, compare: bool = True) -> tuple[Fit, ...]:
     """The paper's curve and, to ``compare``, the other hypotheses, fitted to layers 1 … L in steps."""
     seen = _seen(run, at)
-    return fit_trajectories(
-        run.steps[:seen], run.ratios(rank)[:, :seen], total_steps=_total(run, seen), compare=compare
-    )
+    end = planned_end(run, int(run.steps[seen - 1]))
+    return fit_trajectories(run.steps[:seen], run.ratios(rank)[:, :seen], total_steps=end, compare=compare)
 
 
 def sequence_ratios(run: Run, *, at: int | None = None, rank: int = 1) -> NDArray[np.float64]:
@@ -125,6 +124,12 @@ def forecast_run(
     )
 
 
+def planned_end(run: Run, at: int) -> int | None:
+    """The planned number of updates, by the plan in force at step ``at``; None where it is not known."""
+    plan = run.plan_at(at)
+    return None if plan is None else plan.total_steps
+
+
 def rates_in_force(plans: Sequence[Plan], plan: Plan, now: int) -> NDArray[np.float64] | None:
     """``lr[s]`` as it was up to ``now``, then as ``plan`` has it: a resume does not change the past.
 
@@ -148,8 +153,3 @@ def _seen(run: Run, at: int | None) -> int:
         have = f"its first is step {run.steps[0]}" if len(run.steps) else "it holds none"
         raise ConfigError(f"a fit or forecast needs a measurement at or before step {at}; of {run.path.name}, {have}")
     return seen
-
-
-def _total(run: Run, seen: int) -> int | None:
-    plan = run.plan_at(int(run.steps[seen - 1]))
-    return None if plan is None else plan.total_steps

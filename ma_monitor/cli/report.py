@@ -102,7 +102,7 @@ def sizes(runs: Sequence[str]) -> list[int]:
 
 def over(sources: Sequence[Run]) -> bool:
     """Whether every run has reached the end that is planned for it."""
-    plans = [(source.steps, source.plan_at(int(source.steps[-1])) if len(source.steps) else None) for source in sources]
-    return all(
-        plan is not None and plan.total_steps is not None and steps[-1] >= plan.total_steps for steps, plan in plans
-    )
+    from ma_monitor.analysis import planned_end
+
+    ends = [(source.steps[-1], planned_end(source, int(source.steps[-1]))) for source in sources if len(source.steps)]
+    return len(ends) == len(sources) and all(end is not None and step >= end for step, end in ends)

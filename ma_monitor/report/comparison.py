@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ma_monitor.analysis import fit_run
+from ma_monitor.analysis import fit_run, planned_end
 from ma_monitor.errors import ConfigError
 from ma_monitor.runs.records import RunMeta
 from ma_monitor.runs.store import Run
@@ -79,10 +79,7 @@ def _sampled(
     interpolated, outside them it is NaN.
     """
     common = reduce(np.intersect1d, [run.steps for run in runs])
-    lengths = []
-    for run in runs:
-        plan = run.plan_at(int(run.steps[-1]))
-        lengths.append((plan and plan.total_steps) or int(run.steps[-1]) or 1)
+    lengths = [planned_end(run, int(run.steps[-1])) or int(run.steps[-1]) or 1 for run in runs]
     if time is None:
         time = "steps" if len(common) > 1 and len(set(lengths)) == 1 else "share"
     pairs = list(zip(runs, ratios, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ma_monitor.analysis import planned_end
 from ma_monitor.learned.reference import LEVELS, PAPER, Standing, standing
 from ma_monitor.numerics.values import none_if_not_finite
 from ma_monitor.report.words import number, percent
@@ -13,11 +14,11 @@ def among_past_runs(run: Run, at: int) -> Standing | None:
 
     None where the planned length is not known, too early, and after the planned end.
     """
-    plan = run.plan_at(at)
-    if plan is None or plan.total_steps is None:
+    end = planned_end(run, at)
+    if end is None:
         return None
     now = run.ratios(ratio="ratio_of_means")[:, run.steps.searchsorted(at)]
-    return standing(now, at / plan.total_steps, run.meta.model.parameters)
+    return standing(now, at / end, run.meta.model.parameters)
 
 
 def normal_words(found: Standing) -> str:

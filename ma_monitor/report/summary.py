@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ma_monitor.analysis import fit_run, forecast_run, sequence_ratios
+from ma_monitor.analysis import fit_run, forecast_run, planned_end, sequence_ratios
 from ma_monitor.errors import StoreError
 from ma_monitor.numerics.fit import Fit
 from ma_monitor.numerics.forecast import Forecast, LayerForecast
@@ -64,8 +64,7 @@ def summary(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
     fits, forecast, record = fit_run(run), forecast_run(run), track_record(run)
     documents = [{"layer": layer, **fit.to_dict()} for layer, fit in zip(run.layers, fits, strict=True)]
     each = sequence_ratios(run)
-    plan = run.plan_at(now)
-    end = None if plan is None else plan.total_steps
+    end = planned_end(run, now)
     rows = [
         layer_row(document, prediction, float(values[-1]), over=end is not None and now >= end)
         | {"cv": variability(own).cv_percent}

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ma_monitor.analysis import Analysis
+from ma_monitor.analysis import Analysis, planned_end
 from ma_monitor.numerics.places import STEADY, emergence_layer, massive_in_sequences, massive_on_average, spread_of
 from ma_monitor.phenomena import METRICS, of_layers
 from ma_monitor.report.besides import phenomena_rows, phenomena_then
@@ -212,9 +212,7 @@ def _track_scalars(run: Run, seen: int) -> dict[str, float]:
     Not at every refit: making a few forecasts again takes about as long as a refit.
     """
     step = int(run.steps[seen - 1])
-    plan = run.plan_at(step)
-    ends = plan is not None and plan.total_steps == step
-    if not ends and seen not in origins(run.steps[:seen]):
+    if step != planned_end(run, step) and seen not in origins(run.steps[:seen]):
         return {}
     fared = scores(track_record(run, at=step))
     if not fared["compared"]:
