@@ -45,8 +45,8 @@ class _Form:
 _FORMS = {
     "entries": _Form(
         "Massive entries set to something else, in all layers at once",
-        "zero; mean: of the same layer and channel in the other documents; half of what it is. Control: as many random "
-        "entries of the same layers, likewise.",
+        "Zero; the mean of massive entries of the same layer and channel in the other documents; half of what each is. "
+        "Control: as many random entries of the same layers, likewise.",
         {"intervention": "set to", "entries": "entries", **_LOSS},
     ),
     "layers": _Form(
@@ -56,7 +56,7 @@ _FORMS = {
     ),
     "softening": _Form(
         "Feed-forward of one layer softened at the massive token",
-        "cap: update at most twice the median token's; gain: the norm's gain halfway to its mean; product: input of "
+        "Cap: update at most twice the median token's; gain: the norm's gain halfway to its mean; product: input of "
         "the down projection no larger than the median token's. Control: the layer's updates of all tokens damped "
         "alike, by as much norm in all. Emergence layer beyond: what this softening did there, less what it did here.",
         {
