@@ -251,3 +251,12 @@ def test_refused() -> None:
     with pytest.raises(NotImplementedError):
         Change("base", {}).during(Subject(model, [], Rule()), 0)
     assert TABLES == ("entries", "layers", "softening", "super_weights")
+
+
+def test_a_threshold_that_nothing_reaches(model: nn.Module) -> None:
+    subject = Subject(model, [torch.from_numpy(ids) for ids in spiky_documents(2)], Rule(threshold=1e9))
+    for setting in SETTINGS:
+        change = SetEntries("entries", {"intervention": setting, "layer": None})
+        change.run(subject, 0)
+        assert change.found["entries"] == [0]
+        assert change.found["loss"] == change.found["control"] == [subject.loss(0)]
