@@ -57,7 +57,6 @@ class MonitorConfig:
         for name, known in (("ratio", get_args(Ratio)), ("source", get_args(Source))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-
         if isinstance(self.phenomena, str) or (unknown := set(self.phenomena) - set(PHENOMENA)):
             given = self.phenomena if isinstance(self.phenomena, str) else sorted(unknown)
             raise ConfigError(f"`phenomena` must be a tuple of {', '.join(map(repr, PHENOMENA))}, got {given!r}")
