@@ -17,9 +17,9 @@ import pytest
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import WandbCallback
 
-from ma_monitor import MassiveActivationCallback, Run
+from ma_monitor import MassiveActivationCallback, MonitorConfig, Run
 from tests.faults.lives import alone, children
-from tests.faults.trainings import BEFORE, CONFIG, DUE, At, faults, final, trained, undisturbed
+from tests.faults.trainings import BEFORE, CONFIG, DUE, STRICT, At, faults, final, trained, undisturbed
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -95,13 +95,13 @@ def kill_service() -> None:
     os.waitpid(service, 0)
 
 
-def with_killed_service(folder: Path) -> tuple[object, ...]:
+def with_killed_service(folder: Path, config: MonitorConfig) -> tuple[object, ...]:
     """A training whose W&B service is killed under way, with a reporter that lives on."""
     os.environ.update(WANDB_MODE="offline", WANDB_DIR=str(folder), WANDB_SILENT="true")
     reporter = KeepsItsFaults()  # type: ignore[no-untyped-call]
     with (folder / "log").open("w") as log:
         logging.getLogger("ma_monitor").addHandler(logging.StreamHandler(log))
-        return trained(folder, [reporter, MassiveActivationCallback(CONFIG), At(kill_service)])
+        return trained(folder, [reporter, MassiveActivationCallback(config), At(kill_service)])
 
 
 def with_killed_service_of_its_own(folder: Path, watched: bool) -> None:
@@ -112,12 +112,15 @@ def with_killed_service_of_its_own(folder: Path, watched: bool) -> None:
 
 
 def test_a_wandb_service_that_is_killed(tmp_path: Path) -> None:
-    assert alone(with_killed_service, tmp_path) == undisturbed()
+    assert alone(with_killed_service, tmp_path, CONFIG) == undisturbed()
     run = Run.open(tmp_path / "ma_monitor")
     assert run.steps.tolist() == DUE
     (fault,) = faults(run)
     assert fault.startswith("the wandb sink failed and is left out. Connection")
     assert (tmp_path / "log").read_text() == f"ma_monitor: {fault}\n"
+    (tmp_path / "strict").mkdir()
+    with pytest.raises(ConnectionError):
+        alone(with_killed_service, tmp_path / "strict", STRICT)
 
 
 @pytest.mark.parametrize("watched", [False, True])
