@@ -35,7 +35,7 @@ hostile_values = st.one_of(
     st.text(max_size=20),
     st.lists(st.sampled_from([None, 0, 1.5, "x", [], {}, 10**30]), max_size=4),
     st.dictionaries(st.sampled_from(["layer", "layers", "step", "status", ""]), st.integers(), max_size=3),
-    st.integers(1, 2000).map(_nested := lambda depth: json.loads("[" * min(depth, 900) + "]" * min(depth, 900))),
+    st.integers(1, 900).map(lambda depth: json.loads("[" * depth + "]" * depth)),
 )
 deep_texts = st.sampled_from([b"[" * 100_000, b'{"a":' * 100_000, b"[" * 100_000 + b"]" * 100_000, b"(" * 100_000])
 

@@ -6,12 +6,14 @@ import contextlib
 import io
 import json
 import struct
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from ma_monitor.measure.layers import context_length
 from ma_monitor.replay.models import ModelLoader, blank_model
@@ -66,17 +68,11 @@ SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64
 
 
 @cache
-def checkpoint(folder: str = "/dev/shm") -> dict[str, bytes]:
+def checkpoint() -> dict[str, bytes]:
     """The files of a tiny checkpoint, its weights once as safetensors and once pickled."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as place:
         save_model(Path(place), seed=0)
-        weights = torch.nn.Linear(2, 2).state_dict()
-        from safetensors.torch import load_file
-
-        weights = load_file(Path(place) / "model.safetensors")
-        torch.save(weights, Path(place) / "pytorch_model.bin")
+        torch.save(load_file(Path(place) / "model.safetensors"), Path(place) / "pytorch_model.bin")
         return {file.name: file.read_bytes() for file in Path(place).iterdir()}
 
 

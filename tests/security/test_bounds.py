@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ma_monitor import Run
+from ma_monitor.cli.__main__ import main
 from ma_monitor.errors import ConfigError, SourceError, StoreError
 from ma_monitor.learned.boosting import read_trees
 from ma_monitor.learned.combiner import load
@@ -255,3 +256,10 @@ def test_numbers_that_are_not_finite_are_told_apart(text: str) -> None:
     with pytest.raises(ValueError, match="is not finite"):
         parse_json(text, finite=True)
     parse_json(text)
+
+
+def test_no_prediction_is_made_of_a_million_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": 10**9}))
+    for given_as in (tmp_path, tmp_path / "config.json"):
+        assert main(["predict", str(given_as)]) == 2
+        assert "asks for more than 4,096 parts of a kind" in capsys.readouterr().err

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import TrainerState
 
-from ma_monitor import Run
+from ma_monitor import MassiveActivationCallback, Run
+from ma_monitor.callback import STATE_KEY
 from ma_monitor.cli.__main__ import main
 from ma_monitor.errors import SourceError, StoreError
 from ma_monitor.measure.probe import Probe
@@ -132,3 +134,15 @@ def test_an_archive_is_no_source_and_nothing_is_unpacked(tmp_path: Path, capsys:
     assert capsys.readouterr().err.count("ma-monitor: ") == 2
     assert sorted(tmp_path.iterdir()) == before
     assert not Path("/tmp/planted-by-a-tar").exists()
+
+
+@pytest.mark.parametrize("name", ["..", "../elsewhere", "/", "", "../../home/elsewhere"])
+def test_a_checkpoint_that_names_a_run_elsewhere_is_not_followed(run: Path, tmp_path: Path, name: str) -> None:
+    """What the Trainer's state carries is one name, looked for beside the run's own place."""
+    output = tmp_path / "out"
+    shutil.copytree(run, tmp_path / "elsewhere")
+    for file in run.iterdir():
+        shutil.copy(file, tmp_path)
+    state = TrainerState(global_step=55)
+    state.stateful_callbacks = {STATE_KEY: {"run": name, "measured": 0, "told": []}}  # type: ignore[assignment]
+    assert MassiveActivationCallback()._candidates(output / "ma_monitor", state) == []
