@@ -342,6 +342,8 @@ def _copied(scheduler: Any, *, rewind: bool = False) -> tuple[Any, dict[str, Any
     """A copy of a scheduler on a dummy optimizer, as it stands or as it began, and the group to read."""
     import torch
 
+    if _reads_on(scheduler):
+        raise TypeError("its function reads on from an iterator, which looking ahead would use up")
     groups = scheduler.optimizer.param_groups
     kept = [{k: copy.deepcopy(v) for k, v in group.items() if k not in ("params", "param_names")} for group in groups]
     dummy = torch.optim.SGD([{**group, "params": [torch.zeros(())]} for group in kept], lr=0.0)
@@ -353,6 +355,14 @@ def _copied(scheduler: Any, *, rewind: bool = False) -> tuple[Any, dict[str, Any
         _rewind(twin, lambda: _set_back(dummy))
     largest = _largest_group(scheduler.optimizer)
     return twin, next(own for own, group in zip(dummy.param_groups, groups, strict=True) if group is largest)
+
+
+def _reads_on(scheduler: Any) -> bool:
+    """Whether a function that tells rates holds an iterator, such as a generator or a file: copies would share it."""
+    functions: Sequence[Any] = getattr(scheduler, "lr_lambdas", ())
+    cells = [cell for function in functions for cell in getattr(function, "__closure__", None) or ()]
+    children: Sequence[Any] = getattr(scheduler, "_schedulers", ())
+    return any(hasattr(cell.cell_contents, "__next__") for cell in cells) or any(map(_reads_on, children))
 
 
 def _set_back(optimizer: Optimizer) -> None:

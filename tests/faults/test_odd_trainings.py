@@ -192,6 +192,19 @@ def test_a_schedule_that_raises(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert warned(caplog) == []
 
 
+def read_on() -> Callable[[int], float]:
+    """Rates from a file of them, one after another."""
+    rates = iter([1.0 / (1 + step) for step in range(LENGTH + 1)])
+    return lambda _: next(rates)
+
+
+def test_a_schedule_that_reads_on(tmp_path: Path) -> None:
+    """A copy shares what a function reads from, so that looking ahead would take the training's rates away."""
+    callback = MassiveActivationCallback(STRICT)
+    assert with_schedule(tmp_path, read_on(), [callback]) == with_schedule(tmp_path / "once", read_on(), [])
+    assert all(plan.held and "reads on from an iterator" in plan.schedule for plan in the_run(callback).plans)
+
+
 def test_a_schedule_that_draws_random_numbers(tmp_path: Path) -> None:
     """Looking ahead asks it for every rate, and must leave the generators as they were."""
     once = with_schedule(tmp_path / "once", drawn, [])
