@@ -184,9 +184,9 @@ def test_quantisation_by_hand(model: nn.Module, document: dict[str, Any]) -> Non
 def test_random_entries_of_an_untrained_model_do_nothing() -> None:
     """Of a model that has learned nothing, setting entries moves the loss either way: 0 is in the interval."""
     model = tiny_llama(num_hidden_layers=LAYERS)
-    subject = Subject(model, [torch.from_numpy(ids) for ids in documents(6)], Rule(3))
+    subject = Subject(model, [torch.from_numpy(ids) for ids in documents(4)], Rule(3))
     change, before = SetEntries("entries", {"intervention": "zero", "layer": None}), []
-    for number in range(6):
+    for number in range(4):
         before.append(subject.loss(number))
         change.run(subject, number)
     control = estimate(np.array(change.found["control"]) - np.array(before))
@@ -198,7 +198,7 @@ def test_a_trained_model(shared_data: Path) -> None:
     """A real training at step 3000: massive entries count, as many random ones do not, and the intervals are apart."""
     folder = shared_data / "checkpoint"
     model = ModelLoader(torch.float32, torch.device("cpu")).load(folder / "neox-14m-step3000")
-    ids = torch.from_numpy(np.load(folder / "probe_ids.npy")[:, :96])
+    ids = torch.from_numpy(np.load(folder / "probe_ids.npy")[:, :80])
     subject = Subject(model, list(ids), Rule(3))
     losses: dict[str, list[float]] = {"plain": [], "massive": [], "random": []}
     for reading, own in zip(subject.readings, ids, strict=True):
