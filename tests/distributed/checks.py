@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ma_monitor.phenomena import METRICS
 from tests.distributed.common import STEPS
 
 Results = list[dict[str, Any]]
 FLOAT32 = 1e-4
 """Sharded matrix products sum in another order: relative room of every number in float32."""
+SENSITIVE = 1e-3
+"""Ten times that for what is read besides, such as fourth powers."""
 BFLOAT16 = 2 * 2.0**-7
 """The same in bfloat16: two units in the last place of eight bits, where those are largest."""
 SAYS = "the probe failed and is left out. ModelError: every process must succeed, or it is left out on all; "
@@ -108,6 +111,15 @@ def _sequence_parallel(results: Results, always: bool) -> None:
     assert results[0]["said"].endswith(f"process {len(results) - 1} had RuntimeError: out of memory")
 
 
+def _phenomena(results: Results, always: bool) -> None:
+    for way, room in (("ddp", FLOAT32), ("fsdp2", SENSITIVE)):
+        each = [result[way] for result in results]
+        assert all(one["untouched"] or not always for one in each)
+        assert each[0]["steps"] == list(range(STEPS + 1))
+        assert set(each[0]["differs"]) == set(METRICS)
+        assert max(each[0]["differs"].values()) <= room, (way, each[0]["differs"])
+
+
 CHECKS: dict[str, Callable[[Results, bool], None]] = {
     "ddp": lambda results, always: _ddp(in_trainer, results, always),
     "ddp_loop": lambda results, always: _ddp(in_loop, results, always),
@@ -119,6 +131,7 @@ CHECKS: dict[str, Callable[[Results, bool], None]] = {
     "fsdp2_bf16": lambda results, always: in_loop(results, BFLOAT16, always),
     "tp": lambda results, always: in_loop(results, FLOAT32, always),
     "tp_bf16": lambda results, always: in_loop(results, BFLOAT16, always),
+    "phenomena": _phenomena,
     "faults": _faults,
     "faults_ddp": _faults_ddp,
     "faults_hsdp": lambda results, always: one_fails(results, "statistics_of"),

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from ma_monitor.measure import forward
+from ma_monitor.measure.phenomena import reading
 from tests.distributed.common import Warned, a_model, loop
 from tests.distributed.of_loops import sharded
 
@@ -51,7 +52,7 @@ def _failing(
     """A training in which the last process, or all, fail in the second and the third probe."""
     folder.mkdir(parents=True, exist_ok=True)
     unwatched = loop(make(), None)
-    works, measured = getattr(owner, name), forward.measure
+    works, measured = getattr(owner, name), reading.measure
     concerned = everywhere or dist.get_rank() == dist.get_world_size() - 1
     now: list[int] = []
 
@@ -67,7 +68,7 @@ def _failing(
         finally:
             now.clear()
 
-    with mock.patch.object(owner, name, fails), mock.patch.object(forward, "measure", at), Warned() as warnings:
+    with mock.patch.object(owner, name, fails), mock.patch.object(reading, "measure", at), Warned() as warnings:
         watched = loop(make(), folder / "run")
     return {
         "untouched": unwatched["trained"] == watched["trained"],

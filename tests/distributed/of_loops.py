@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from tests.distributed.common import a_model, alone, differs, loop
+from ma_monitor.measure.phenomena.reading import measure_with
+from ma_monitor.phenomena import PHENOMENA
+from tests.distributed.common import BATCH, a_model, a_probe, alone, differs, loop
 
 
 def _thrice(folder: Path, make: Callable[[], nn.Module], single: nn.Module, batch_size: int | None) -> dict[str, Any]:
@@ -78,6 +81,32 @@ def sharded(model: Any, device: torch.device, sizes: tuple[int, ...] | None = No
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
+
+
+def phenomena(folder: Path, device: torch.device) -> dict[str, Any]:
+    """What is read besides, its sequences split over the processes: largest relative difference from one process."""
+    names = tuple(PHENOMENA)
+
+    def failed(name: str, error: Exception) -> None:
+        raise RuntimeError(name) from error
+
+    expected = measure_with(
+        a_model(device), a_probe(), 0, k=3, phenomena=names, failed=failed, batch_size=BATCH
+    ).phenomena
+
+    def one(make: Callable[[], nn.Module], name: str) -> dict[str, Any]:
+        unwatched, watched = loop(make(), None), loop(make(), folder / name, strict=True, phenomena=names)
+        first, worst = watched["first"], {}
+        for key, values in expected.items() if first is not None else ():
+            found = first.phenomena[key]
+            assert (np.isnan(found) == np.isnan(values)).all(), key
+            worst[key] = float(np.nanmax(np.abs(found - values) / np.maximum(np.abs(values), 1e-3), initial=0))
+        return {"untouched": unwatched["trained"] == watched["trained"], "differs": worst, "steps": watched["steps"]}
+
+    return {
+        "ddp": one(lambda: nn.parallel.DistributedDataParallel(a_model(device)), "ddp"),
+        "fsdp2": one(lambda: sharded(a_model(device), device), "fsdp2"),
+    }
 
 
 def tp(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tests.distributed.launch import launch, returned
 from tests.training import tiny_llama
 
 DEFAULT = ["ddp", "no_probe_on_one", "fsdp2", "fsdp1", "tp", "faults", "faults_ddp", "lives", "sequence_parallel"]
-SLOW = ["ddp_loop", "fsdp2_loop", "fsdp2_bf16", "tp_bf16", "spread_statistics"]
+SLOW = ["phenomena", "ddp_loop", "fsdp2_loop", "fsdp2_bf16", "tp_bf16", "spread_statistics"]
 
 
 def test_two_processes(tmp_path: Path, subtests: pytest.Subtests) -> None:

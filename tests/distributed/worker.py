@@ -28,6 +28,7 @@ MODULES = {
     "fsdp2_bf16": "of_loops",
     "hsdp": "of_loops",
     "ddp_loop": "of_loops",
+    "phenomena": "of_loops",
     "tp": "of_loops",
     "tp_bf16": "of_loops",
     "faults": "of_faults",

@@ -23,6 +23,7 @@ SCENARIOS = [
     "fsdp2_loop",
     "fsdp2_bf16",
     "fsdp1",
+    "phenomena",
     "tp",
     "tp_bf16",
     "faults",

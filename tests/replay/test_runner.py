@@ -187,16 +187,16 @@ def test_a_source_of_which_nothing_can_be_measured_is_refused(checkpoints: Path,
 def test_a_probe_that_fails_is_named(
     saved: Path, tmp_path: Path, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ma_monitor.measure.forward as forward
+    from ma_monitor.measure.phenomena import reading
 
-    measure = forward.measure
+    measure = reading.measure
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         if args[2] == 10:
             raise RuntimeError("out of memory")
         return measure(*args, **kwargs)
 
-    monkeypatch.setattr(forward, "measure", failing)
+    monkeypatch.setattr(reading, "measure", failing)
 
     result = replay(folder_source(saved), probe, None, tmp_path / "run")
 
