@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -23,7 +23,9 @@ SEED = 20240607
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("ma_monitor", deadline=None, derandomize=True)
-settings.register_profile("few", settings.get_profile("ma_monitor"), max_examples=8)  # to test mutants with
+# to test mutants with, many times in one process
+again = [HealthCheck.differing_executors]
+settings.register_profile("few", settings.get_profile("ma_monitor"), max_examples=8, suppress_health_check=again)
 settings.load_profile("ma_monitor")
 
 
