@@ -72,6 +72,15 @@ def test_a_trial_is_cut_at_whole_percents_of_the_last_step() -> None:
         assert np.array_equal(trial.guesses["forecast"][row], np.log(layer.quantiles[3]))
 
 
+def test_ratios_below_one_count_like_any_other() -> None:
+    whole, tiny = _trials(_ratios()), _trials(_ratios() / 1000)
+    for one, other in zip(whole, tiny, strict=True):
+        np.testing.assert_allclose(other.came, one.came - np.log(1000), rtol=EXACT)
+        for name in set(one.guesses) - {"curve"}:  # which is kept above 1, as ratios are
+            guess = one.guesses[name]
+            np.testing.assert_allclose(other.guesses[name] - other.came, guess - one.came, atol=1e-6, err_msg=name)
+
+
 @settings(max_examples=25)  # two forecasts each
 @given(at=st.sampled_from(CUTOFFS), later=st.lists(st.floats(width=32), min_size=1, max_size=5))
 def test_nothing_measured_later_changes_what_is_said(at: int, later: list[float]) -> None:

@@ -120,6 +120,15 @@ class TestPeak:
         assert point is not None
         assert abs(point[0] + 1 - x) <= RELATIVE * x
 
+    def test_moves_with_the_unit_of_time(self) -> None:
+        slow = Curve(0.01, 5.0, 10.0, 2.0, 1.0)
+        step, height = slow.peak() or (math.nan, math.nan)
+        fast = Curve(
+            10.0, 0.005, 10.0, 2.0 + 10.0 * math.log(1000), 1.0
+        )  # time in thousands: ln(t + τ) shifts by ln 1000
+        assert fast.peak() == pytest.approx((step / 1000, height), rel=1e-9)
+        assert 0 < step / 1000 < 1
+
     def test_is_the_highest_point_of_the_curve(self) -> None:
         curve = Curve(0.02, 3.0, 4.0, 1.0, 7.0)
         peak = curve.peak()

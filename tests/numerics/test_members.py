@@ -111,3 +111,29 @@ def test_what_a_path_says_of_a_step_does_not_depend_on_the_others() -> None:
     together = mixture.sample(steps)
     for i in range(3):
         np.testing.assert_allclose(mixture.sample(steps[i : i + 1])[:, :, :], together[:, i : i + 1], rtol=1e-9)
+
+
+def test_the_damped_trend_goes_where_the_log_trend_goes_and_dies_away() -> None:
+    clock, steps = learning_rate_clock(LR), STEPS[:30].astype(float)
+    future = np.array([steps[-1] + 1, 600.0, 800.0, 1000.0])
+    paths, _ = member_paths(clock, steps, LAYERS[:, :30], future)
+    by_name = dict(zip(member_names(clock), paths, strict=True))
+    now = np.log(LAYERS[:, 30 - members.ANCHOR : 30]).mean(axis=1)[:, None]
+    ahead = np.log1p(clock.time(future)) - np.log1p(clock.time(steps[-1]))
+    # the mean over the way of a slope that falls as e^(-ahead / DAMPING)
+    kept = np.array([np.exp(-np.linspace(0, a, 20_001) / members.DAMPING).mean() for a in ahead])
+    expected = now + (by_name["log_trend_learning_rate"] - now) * kept
+    np.testing.assert_allclose(by_name["damped_trend"], expected, rtol=1e-4)  # of the mean over 20,001 places
+
+
+def test_every_nodes_limit_is_that_of_its_least_squares() -> None:
+    times = np.arange(60.0)
+    values = 5 + 8 * np.exp(-0.02 * times) + np.log1p(times)
+    grid = weigh_curves(times, values[None])
+    found, _ = grid.asymptotes()
+    s = times / times[-1]
+    for node, (b, c) in enumerate(zip(members._NODE_B, members._NODE_C, strict=True)):
+        columns = np.stack([np.ones_like(s), np.exp(-b * s), np.exp(-b * s) * np.log1p(s / c)], axis=1)
+        solution, _, rank, singular = np.linalg.lstsq(columns, values, rcond=None)
+        if rank == 3 and singular[-1] > 1e-4 * singular[0]:  # else the limit is no number to compare
+            assert found[0, node] == pytest.approx(solution[0], rel=1e-5), (b, c)
