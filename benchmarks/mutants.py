@@ -5,7 +5,7 @@
 Works in ``mutants/`` beside the package (ignored by git). What is mutated and which tests judge stands in
 ``pyproject.toml`` under ``[tool.mutmut]``; Hypothesis tries 8 examples there. A mutant survives if every test that runs
 its function passes. All mutants would take days on two cores, hence a sample drawn once and for all; its share of
-survivors has a Wilson interval. The result goes to ``results/mutants.json``.
+survivors has a Wilson interval. The result goes to ``results/mutants-SEED.json``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def main() -> None:
         "interval_95": [round(interval.low, 3), round(interval.high, 3)],
         "survivors": changes,
     }
-    (Path(__file__).parent / "results" / "mutants.json").write_text(json.dumps(document, indent=1) + "\n")
+    result = Path(__file__).parent / "results" / f"mutants-{options.seed}.json"
+    result.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps({key: value for key, value in document.items() if key != "survivors"}, indent=1))
 
 
