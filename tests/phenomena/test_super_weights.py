@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -25,6 +27,7 @@ from transformers import (
 from ma_monitor import Probe
 from ma_monitor.errors import ModelError
 from ma_monitor.measure.layers import find_layers
+from ma_monitor.measure.phenomena.emergence import find_feed_forward
 from ma_monitor.measure.phenomena.reading import _common, measure_with
 from ma_monitor.measure.phenomena.super_weights import SuperWeightsReader, find_down_projection, largest
 from tests.training import Rows, tiny_llama
@@ -160,6 +163,57 @@ def test_a_block_without_one_is_not_known() -> None:
     found = read(model)
     assert np.isnan(found["input"][1])
     assert found["value"][2] == WEIGHT
+
+
+def test_what_mixes_tokens_is_no_feed_forward() -> None:
+    """A hybrid calls every kind of block's one part ``mixer``; attention's output also narrows to the stream."""
+    config = AutoConfig.for_model(
+        "nemotron_h",
+        **{**SMALL, "num_hidden_layers": 3},
+        layers_block_type=["mamba", "attention", "mlp"],
+        intermediate_size=32,
+        num_key_value_heads=2,
+        head_dim=8,
+        mamba_num_heads=4,
+        mamba_head_dim=8,
+        n_groups=1,
+    )
+    mamba, attention, feed_forward = find_layers(AutoModelForCausalLM.from_config(config))
+    assert find_down_projection(mamba, 16) is None
+    assert find_down_projection(attention, 16) is None
+    assert find_down_projection(feed_forward, 16) is feed_forward.get_submodule("mixer.down_proj")
+    assert [find_feed_forward(block, 16)[1] is None for block in (mamba, attention, feed_forward)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_the_norm_of_a_recurrence_is_none_of_the_feed_forward() -> None:
+    config = AutoConfig.for_model("recurrent_gemma", **SMALL, intermediate_size=32, head_dim=8, lru_width=16)
+    for block in find_layers(AutoModelForCausalLM.from_config(config)):
+        _, entry, end = find_feed_forward(block, 16)
+        assert entry is block.get_submodule("mlp_block")
+        assert end is block.get_submodule("mlp_block.down_proj")
+
+
+class Coded(nn.Linear):
+    """Multiplies by a weight in whole numbers, which mean something with their scale alone."""
+
+    def __init__(self, whole: nn.Linear) -> None:
+        super().__init__(whole.in_features, whole.out_features, bias=False)
+        self.weight = nn.Parameter((whole.weight.detach() * 100).to(torch.int8), requires_grad=False)
+
+    def forward(self, given: Tensor) -> Tensor:
+        return nn.functional.linear(given, self.weight / 100)
+
+
+def test_whole_numbers_are_no_weight() -> None:
+    model = tiny_llama()
+    for block in model.model.layers:
+        block.mlp.down_proj = Coded(block.mlp.down_proj)
+    with pytest.raises(ModelError, match=r"of torch\.int8 in a Parameter: quantised"):
+        read(model)
 
 
 def test_a_weight_that_is_not_there_whole_is_refused() -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ma_monitor.measure.layers import describe_model
 from ma_monitor.measure.phenomena.base import Reader
-from ma_monitor.measure.phenomena.super_weights import find_down_projection
+from ma_monitor.measure.phenomena.super_weights import find_down_projection, outside_of_mixers
 
 _POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 """Norms behind a feed-forward: their output is what is added to the residual stream (Gemma 2, OLMo 2, GLM 4)."""
-_FEED_FORWARDS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+_FEED_FORWARDS = ("mlp", "mlp_block", "feed_forward", "ffn", "block_sparse_moe")
 
 
 class EmergenceReader(Reader):
@@ -123,7 +123,7 @@ def find_feed_forward(
     Returns:
         Entry and end are None where there is no feed-forward. A mixture of experts is one.
     """
-    named = {name: module for name, module in block.named_modules() if not _in_attention(name)}
+    named = outside_of_mixers(block)
     norms = [module for module in named.values() if "Norm" in type(module).__name__]
     whole = next((module for name, module in named.items() if name.rpartition(".")[2] in _FEED_FORWARDS), None)
     first = next(
@@ -134,10 +134,6 @@ def find_feed_forward(
     if whole is None and down is None:
         return norms, None, None
     return norms, whole or first, post or down or whole
-
-
-def _in_attention(name: str) -> bool:
-    return any(part in f"{name.lower()}." for part in ("attn.", "attention."))
 
 
 def entropy(stream: Tensor, norm: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from ma_monitor.measure.phenomena.base import Reader
 
 SPIKES = (50, 100)
 """Sizes from which on input and output are called spikes."""
-_NOT_FEED_FORWARD = ("attn", "attention", "expert")
-"""What the name of a linear map holds that is none of the dense feed-forward's."""
+_MIXES_TOKENS = ("attn.", "attention.")
+_MIXER_KINDS = ("attention", "mixer", "recurrentblock")
+"""What the name, and the name of the class, of a module hold that mixes tokens: hybrids call every kind `mixer`."""
 
 
 class SuperWeightsReader(Reader):
@@ -70,10 +71,14 @@ class SuperWeightsReader(Reader):
         weight: Any = projection.weight
         weight = weight.detach() if isinstance(projection, nn.Linear) else weight.detach().T
         split = any(hasattr(each, "device_mesh") for each in (weight, given, made))
-        if split or weight.shape != (made.shape[-1], given.shape[-1]):
+        coded = (
+            not weight.is_floating_point() or weight.element_size() < 2
+        )  # numbers that mean something with a scale alone
+        if split or coded or weight.shape != (made.shape[-1], given.shape[-1]):
             raise ModelError(
                 f"a down projection must have one whole weight of {made.shape[-1]} x {given.shape[-1]} numbers to be "
-                f"looked into, got {tuple(weight.shape)} of {type(weight).__name__}: quantised or split over processes"
+                f"looked into, got {tuple(weight.shape)} of {weight.dtype} in a {type(projection.weight).__name__}: "
+                "quantised or split over processes"
             )
         (inputs, columns), (outputs, rows) = (largest(each.detach(), self._sequences) for each in (given, made))
         known = ~(inputs.isnan() | outputs.isnan())
@@ -89,7 +94,7 @@ def find_down_projection(block: nn.Module, width: int | None) -> nn.Module | Non
     """The linear map that ends a block's dense feed-forward: the last one that narrows to the residual stream.
 
     Llama's ``down_proj``, GPT-NeoX's ``dense_4h_to_h``, OPT's ``fc2``, GPT-2's ``c_proj`` (a Conv1D), T5's ``wo`` and
-    BERT's ``output.dense`` are found, under LoRA too. Maps inside attention or experts are none.
+    BERT's ``output.dense`` are found, under LoRA too. Maps inside experts or what mixes tokens are none.
 
     Args:
         block: A block of the model.
@@ -98,16 +103,29 @@ def find_down_projection(block: nn.Module, width: int | None) -> nn.Module | Non
     Returns:
         None where the block has none, or has experts, of which no one is the block's.
     """
-    named = {name.lower(): module for name, module in block.named_modules()}
-    if any("expert" in name for name in named):
+    if any("expert" in name.lower() for name, _ in block.named_modules()):
         return None
     found = None
-    for name, module in named.items():
+    for module in outside_of_mixers(block).values():
         sizes = _sizes(module)
-        narrows = sizes is not None and sizes[0] >= sizes[1] and sizes[1] == (width or sizes[1])
-        if narrows and not any(part in name for part in _NOT_FEED_FORWARD):
+        if sizes is not None and sizes[0] >= sizes[1] and sizes[1] == (width or sizes[1]):
             found = module
     return found
+
+
+def outside_of_mixers(block: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a block that are no part of its attention, state space or recurrence, by name."""
+    named = dict(block.named_modules())
+    mixers = [
+        f"{name}."
+        for name, module in named.items()
+        if name and any(kind in type(module).__name__.lower() for kind in _MIXER_KINDS)
+    ]
+    return {
+        name: module
+        for name, module in named.items()
+        if not any(part in f"{name.lower()}." for part in _MIXES_TOKENS) and not f"{name}.".startswith(tuple(mixers))
+    }
 
 
 def _sizes(module: nn.Module) -> tuple[int, int] | None:
