@@ -71,9 +71,7 @@ class SuperWeightsReader(Reader):
         weight: Any = projection.weight
         weight = weight.detach() if isinstance(projection, nn.Linear) else weight.detach().T
         split = any(hasattr(each, "device_mesh") for each in (weight, given, made))
-        coded = (
-            not weight.is_floating_point() or weight.element_size() < 2
-        )  # numbers that mean something with a scale alone
+        coded = not weight.is_floating_point() or weight.element_size() < 2  # means something with its scale alone
         if split or coded or weight.shape != (made.shape[-1], given.shape[-1]):
             raise ModelError(
                 f"a down projection must have one whole weight of {made.shape[-1]} x {given.shape[-1]} numbers to be "
