@@ -6,7 +6,10 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from ma_monitor.errors import StoreError
 from ma_monitor.runs.codec import encode_measurements
@@ -69,7 +72,7 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> int:
 
 
 def _joined(runs: Sequence[Run]) -> dict[int, Measurements]:
-    """The measurements of all runs by step."""
+    """The measurements of all runs by step, with all that any of them read besides."""
     found: dict[int, Measurements] = {}
     origin: dict[int, Path] = {}
     for run in runs:
@@ -79,12 +82,22 @@ def _joined(runs: Sequence[Run]) -> dict[int, Measurements]:
                 f"{runs[0].path}: {'; '.join(reasons)}"
             )
         for m in run.measurements():
-            if encode_measurements(found.setdefault(m.step, m)) != encode_measurements(m):
+            held = found.get(m.step, m)
+            if not _alike(held, m):
                 raise StoreError(
                     f"{run.path}: step {m.step} has other numbers than in {origin[m.step]}; leave one of the two out"
                 )
             origin.setdefault(m.step, run.path)
+            found[m.step] = replace(held, phenomena={**m.phenomena, **held.phenomena})
     return found
+
+
+def _alike(one: Measurements, other: Measurements) -> bool:
+    """Whether two have the same numbers, also of what both read besides."""
+    shared = one.phenomena.keys() & other.phenomena.keys()
+    return encode_measurements(one) == encode_measurements(other) and all(
+        np.array_equal(one.phenomena[key], other.phenomena[key], equal_nan=True) for key in shared
+    )
 
 
 def _diary(runs: Sequence[Run]) -> str:

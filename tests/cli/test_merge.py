@@ -116,6 +116,23 @@ def test_runs_of_another_kind_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_either_read_besides_a_step_is_kept(tmp_path: Path, measured: list[Measurements]) -> None:
+    rows = len(measured[0].top)
+    score, entropy = np.full(rows, np.nan), np.arange(rows, dtype=float)
+
+    def besides(name: str, **values: np.ndarray) -> Path:
+        phenomena = {key.replace("_", "/"): value for key, value in values.items()}
+        return write(tmp_path / name, [replace(measured[0], phenomena=phenomena), *measured[1:]])
+
+    one, other = besides("one", sinks_score=score), besides("other", sinks_score=score, compression_entropy=entropy)
+    merge([one, other], tmp_path / "out")
+    found = Run.open(tmp_path / "out").phenomena()
+    np.testing.assert_array_equal(found["sinks/score"].values, [score])
+    np.testing.assert_array_equal(found["compression/entropy"].values, [entropy])
+    with pytest.raises(StoreError, match="has other numbers than in"):
+        merge([other, besides("third", compression_entropy=entropy + 1)], tmp_path / "no")
+
+
 def test_the_first_of_two_plans_for_a_step_counts(tmp_path: Path, measured: list[Measurements]) -> None:
     one = write(tmp_path / "one", measured[::2])
     other = write(tmp_path / "other", measured[1::2], replace(PLAN, total_steps=9))

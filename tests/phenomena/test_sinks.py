@@ -18,7 +18,7 @@ from ma_monitor.cli.__main__ import main
 from ma_monitor.errors import ModelError
 from ma_monitor.measure.phenomena.reading import measure_with
 from ma_monitor.measure.phenomena.sinks import SinksReader, attention_to, eager_attention, sinks
-from tests.measure.test_families import FAMILIES, LAYERS, NO_HEADS, PROBE, VOCABULARY, tiny
+from tests.measure.test_families import FAMILIES, LAYERS, NO_HEADS, VOCABULARY, tiny
 from tests.test_neutrality import hooks, same
 from tests.training import Rows, the_run, tiny_llama, train
 
@@ -31,6 +31,10 @@ def slow(weights: list[list[float]]) -> list[float]:
     """α_k of one head."""
     tokens = len(weights)
     return [math.fsum(weights[i][k] for i in range(k, tokens)) / (tokens - k) for k in range(tokens)]
+
+
+PROBE = Probe.from_ids(np.random.default_rng(0).integers(5, VOCABULARY - 5, (4, 12)))
+"""Long enough that uniform attention is no sink."""
 
 
 def read(model: nn.Module, probe: Probe = PROBE, **options: Any) -> dict[str, np.ndarray]:
@@ -70,12 +74,23 @@ def test_known_values() -> None:
     np.testing.assert_allclose(found["sinks/score"], [harmonic / tokens, 1, 1 / tokens, 1 / tokens], rtol=SINGLE)
     assert found["sinks/rate"].tolist() == [0, 1, 0, 0]
     assert found["sinks/elsewhere"].tolist() == [0, 0, 0, 1]
-    at_the_threshold = torch.full((1, 1, 2, 2), 0.3)
+    at_the_threshold = torch.zeros(1, 1, 10, 10)
+    at_the_threshold[..., 0, 0] = 3  # of ten queries
     assert sinks(attention_to(at_the_threshold))["sinks/rate"].tolist() == [0]
 
 
+@pytest.mark.parametrize("tokens", [2, 9, 10])
+def test_uniform_attention_is_never_called_a_sink(tokens: int) -> None:
+    uniform = torch.ones(tokens, tokens).tril() / torch.arange(1, tokens + 1)[:, None]
+    found = sinks(attention_to(uniform[None, None]))
+    assert found["sinks/score"].isfinite().all()
+    expected = [0.0] if tokens == 10 else [math.nan]
+    np.testing.assert_array_equal(found["sinks/rate"], expected)
+    np.testing.assert_array_equal(found["sinks/elsewhere"], expected)
+
+
 def test_attention_that_is_not_finite_stays_in_its_sequence() -> None:
-    weights = torch.full((2, 3, 4, 4), 0.25)
+    weights = torch.full((2, 3, 10, 10), 0.1)
     weights[1, 2, 3, 1] = torch.nan
     for values in sinks(attention_to(weights)).values():
         assert torch.isfinite(values[0]).all()

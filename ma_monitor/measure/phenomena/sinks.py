@@ -26,6 +26,8 @@ from ma_monitor.measure.phenomena.base import Reader
 
 THRESHOLD = 0.3
 """Gu et al.'s ε: a mean attention above it is a sink."""
+FEWEST = 10
+"""Tokens from which on uniform attention is below it: (1 + 1/2 + … + 1/9)/9 = 0.31, (1 + … + 1/10)/10 = 0.29."""
 
 
 class SinksReader(Reader):
@@ -111,14 +113,16 @@ def attention_to(weights: Tensor) -> Tensor:
 def sinks(attention: Tensor) -> dict[str, Tensor]:
     """The four metrics of one block's α ``[b, H, T]``: ``[b]`` each, and ``[b, H]`` of each head.
 
-    Elsewhere is where α_k > 0.3 for some k of 1 … T/2; of later ones α_k is a mean over few queries.
+    Elsewhere is where α_k > 0.3 for some k of 1 … T/2; of later ones α_k is a mean over few queries. In fewer than 10
+    tokens what passes the threshold is not known to be a sink.
     """
     first, later = attention[..., 0], attention[..., 1 : attention.shape[-1] // 2 + 1]
     known = torch.where(torch.isfinite(attention).all(dim=2).all(dim=1), 0.0, torch.nan)
+    told = known if attention.shape[-1] >= FEWEST else torch.full_like(known, torch.nan)
     return {
-        "sinks/rate": (first > THRESHOLD).float().mean(dim=1) + known,
+        "sinks/rate": (first > THRESHOLD).float().mean(dim=1) + told,
         "sinks/score": first.mean(dim=1) + known,
-        "sinks/elsewhere": (later > THRESHOLD).any(dim=2).float().mean(dim=1) + known,
+        "sinks/elsewhere": (later > THRESHOLD).any(dim=2).float().mean(dim=1) + told,
         "sinks/heads": first + known[:, None],
     }
 
