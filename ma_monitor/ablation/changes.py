@@ -67,7 +67,7 @@ class Subject:
         try:
             self.parts = find_parts(model)
         except MaMonitorError as error:
-            self.problems.append(f"nothing softened: {error}")
+            self.problems.append(f"nothing softened or removed: {error}")
 
     def loss(self, document: int) -> float:
         """Loss of a document in nats a token."""

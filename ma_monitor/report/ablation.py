@@ -155,11 +155,7 @@ def lines(document: Mapping[str, Any]) -> list[str]:
         f"{_word(base['ratio'])}, sink rate {_word(base['sink_rate'])}, lowest entropy of a layer "
         f"{_word(base['entropy'])}.",
         "Emergence layer: "
-        + (
-            "none, the massive token's norm grows nowhere at once."
-            if document["emergence"] is None
-            else f"{int(document['emergence'])}."
-        ),
+        + ("none that the rule finds." if document["emergence"] is None else f"{int(document['emergence'])}."),
     ]
     return said + [f"{shown(problem)}" for problem in document["problems"][:5]]
 

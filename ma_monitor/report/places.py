@@ -118,10 +118,15 @@ def findings(run: Run) -> list[str]:
     """What numbers by layer do not say of what was read besides: where it came about, and since when."""
     told = []
     if found := _read_alike(run, "emergence", ("norm_jump", "typical_jump")):
-        told.append(_emergence(*found))
+        told.append(_then(run, found[0]) + _emergence(*found))
     if found := _read_alike(run, "super_weights", ("output_channel", "input_channel", "value", "past_50")):
-        told.append(_super_weights(*found))
+        told.append(_then(run, found[0]) + _super_weights(*found))
     return told
+
+
+def _then(run: Run, steps: NDArray[np.int64]) -> str:
+    """When something was read last, in words, where that is not at the last measurement."""
+    return "" if steps[-1] == run.steps[-1] else f"At step {steps[-1]:,}, where this was read last: "
 
 
 def _read_alike(run: Run, name: str, metrics: Sequence[str]) -> list[NDArray[Any]]:
@@ -136,6 +141,8 @@ def _read_alike(run: Run, name: str, metrics: Sequence[str]) -> list[NDArray[Any
 
 def _emergence(steps: NDArray[np.int64], jump: NDArray[np.float64], typical: NDArray[np.float64]) -> str:
     """In which layer the massive token emerges; arrays ``[T, R]``."""
+    if not np.isfinite([jump[-1, 1:], typical[-1, 1:]]).all():
+        return "Where the massive token emerges is not known: not every layer's norms could be read as finite numbers."
     layers = np.array([emergence_layer(*each) or 0 for each in zip(jump, typical, strict=True)])
     now = int(layers[-1])
     if not now:
@@ -150,14 +157,20 @@ def _super_weights(steps: NDArray[np.int64], *read: NDArray[np.float64]) -> str:
     """Which weights are candidates, and since when; channels of output and input, weights, and spikes ``[T, R]``."""
     row, column, value, past = (values.T for values in read)
     known = np.isfinite(row[:, -1]) & np.isfinite(column[:, -1]) & np.isfinite(value[:, -1])
+    spikes = past[:, -1] >= STEADY
     told = [
         f"layer {layer}: W[{row[layer, -1]:.0f}, {column[layer, -1]:.0f}] = {number(float(value[layer, -1]))}, "
         f"the candidate since step {candidate_since(steps, row[layer], column[layer]):,}, "
         f"past 50 since step {since(steps, past[layer] >= STEADY):,}"
-        for layer in np.flatnonzero(known & (past[:, -1] >= STEADY))
+        for layer in np.flatnonzero(known & spikes)
     ]
+    if not told and spikes.any():
+        there = layers_words([int(layer) for layer in np.flatnonzero(spikes)])
+        return f"No one super weight: past 50 in most sequences in {there}, which have no one place in common."
+    if np.isnan(past[:, -1]).all():
+        return "Whether there is a super weight is not known: no down projection could be read."
     if not told:
-        return "No super weight: no down projection's input and output are past 50 in most sequences."
+        return "No super weight: of no down projection that was read are input and output past 50 in most sequences."
     return f"Candidate super weights, by row and column of the down projection: {'; '.join(told)}."
 
 

@@ -225,8 +225,14 @@ class Bare(nn.Module):
 @pytest.mark.parametrize(
     ("held", "problem"),
     [
-        ([], "nothing softened: a block must have a feed-forward to be changed there, and block 1 has none"),
-        ([nn.Linear(16, 16)], "nothing softened: every block's feed-forward must run to be changed; of 2 blocks 0 did"),
+        (
+            [],
+            "nothing softened or removed: a block must have a feed-forward to be changed there, and block 1 has none",
+        ),
+        (
+            [nn.Linear(16, 16)],
+            "nothing softened or removed: every block's feed-forward must run to be changed; of 2 blocks 0 did",
+        ),
     ],
 )
 def test_what_a_model_has_not(held: list[nn.Module], problem: str) -> None:

@@ -121,6 +121,29 @@ def test_a_super_weight_is_told_with_the_step_at_which_it_formed(tmp_path: Path)
     readings["super_weights__past_50"][-1] = [0.25, 0.25, 0.25]
     (words,) = findings(with_readings(tmp_path / "none", **readings))
     assert words.startswith("No super weight: ")
+    readings["super_weights__past_50"][-1] = [nan, 1, 0]
+    readings["super_weights__value"][-1] = [nan, nan, 1]
+    (words,) = findings(with_readings(tmp_path / "apart", **readings))
+    assert words.startswith("No one super weight: past 50 in most sequences in layer 1, which have")
+    readings["super_weights__past_50"][-1] = [nan, nan, nan]
+    (words,) = findings(with_readings(tmp_path / "unread", **readings))
+    assert words == "Whether there is a super weight is not known: no down projection could be read."
+
+
+def test_what_is_not_known_or_was_read_long_ago_is_told_so(tmp_path: Path) -> None:
+    nan = float("nan")
+    readings = {
+        "emergence__norm_jump": [[nan, 9, 1]] * 2 + [[nan, nan, 1]],
+        "emergence__typical_jump": [[nan, 1, 1]] * 3,
+    }
+    run = with_readings(tmp_path / "run", **readings)
+    assert findings(run)[0].startswith("Where the massive token emerges is not known")
+    with Run.open(run.path, writable=True) as writer:
+        last = run.stack().at(2)
+        writer.append(replace(run.stack().at(1), step=201, phenomena=run.phenomena_at(200)))
+        writer.append(replace(last, step=300, phenomena={}))
+    (words,) = findings(Run.open(run.path))
+    assert words.startswith("At step 201, where this was read last: The massive token emerges in layer 1, as it has")
 
 
 def test_the_emergence_layer_is_told_with_the_step_since_which_it_is_there(tmp_path: Path) -> None:
