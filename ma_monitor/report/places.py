@@ -42,7 +42,7 @@ def places(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         tokenizer: A ``tokenizer.json``; looked for beside the run where None.
 
     Returns:
-        ``rows``: a row a layer 1 … L, empty where places are not known (imported data); ``words``: sentences about all
+        ``rows``: a row a layer 1 … L, none where places are not known; ``words``: sentences about all
         layers; ``channel`` and ``position``: share of the sequences whose largest entry is at the place most common at
         the last step, ``[L, T]``.
     """
@@ -54,7 +54,10 @@ def places(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
         nothing = np.full(found["channel"].shape[:2], np.nan)
         return {"rows": [], "words": words, "channel": nothing, "position": nothing}
     usual = {name: most_common(values[:, -1]) for name, values in found.items()}
-    shares = {name: share_at(values, usual[name][:, None]) for name, values in found.items()}
+    shares = {
+        name: np.where(usual["channel"][:, None] < 0, np.nan, share_at(values, usual[name][:, None]))
+        for name, values in found.items()
+    }
     texts = token_texts(run, sorted({int(one) for one in found["token"][:, -1].ravel()}), tokenizer)
     sign = np.sign(top[:, -1]).sum(axis=1)
     rows = [
@@ -70,9 +73,11 @@ def places(run: Run, tokenizer: Path | None = None) -> dict[str, Any]:
             "massive_since": since(run.steps, run.ratios()[row] >= MASSIVE),
             **criteria[row],
         }
-        for row in range(len(top))
+        for row in np.flatnonzero(usual["channel"] >= 0).tolist()
     ]
     words = [*_spread_words(found["channel"][:, -1], found["position"][:, -1]), *words]
+    if unknown := [layer for layer, channel in enumerate(usual["channel"], start=1) if channel < 0]:
+        words.append(f"Not known at the last step, of most sequences: {layers_words(unknown)}.")
     return {"rows": rows, "words": words, "channel": shares["channel"], "position": shares["position"]}
 
 

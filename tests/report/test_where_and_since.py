@@ -92,6 +92,22 @@ def test_dashboards_get_the_same(run: Run, seen: int) -> None:
     assert scalars["ma/criterion/layers_sun"] == sum(sun) == scalars["ma/criterion/layers_owen"]
 
 
+def test_a_layer_without_numbers_has_no_place(tmp_path: Path) -> None:
+    run = make_page_run(tmp_path / "run", steps=np.array([100, 200]), values=np.full((3, 2), 9.0))
+    last = run.stack().at(1)
+    changed = {name: getattr(last, name).copy() for name in ("top", "channel", "position", "token")}
+    for name, values in changed.items():
+        values[2] = np.nan if name == "top" else -1
+    with Run.open(run.path, writable=True) as writer:
+        writer.append(replace(last, step=300, **changed))
+    found = places(Run.open(run.path))
+    lost = 2 if run.meta.first_layer == 0 else 3
+    assert lost not in [row["layer"] for row in found["rows"]]
+    assert len(found["rows"]) == len(run.layers) - 1
+    assert found["words"][-1] == f"Not known at the last step, of most sequences: layer {lost}."
+    assert np.isnan(found["channel"][lost - 1]).all()
+
+
 def with_readings(path: Path, **readings: list[list[float]]) -> Run:
     """A run of three steps with readings ``[T, R]`` of h_0 and on, keys with two underscores for the slash."""
     run = make_page_run(path, steps=np.array([100, 200, 300]), values=np.full((3, 3), 9.0))
