@@ -32,8 +32,9 @@ def excess_per_token(hidden: Tensor) -> Tensor:
     Outlier-Safe Pre-Training (Park et al. 2025, arXiv:2506.19697) as coded there: the numerator is not centred, the
     standard deviation is, and is unbiased. A token whose channels are all equal has none and counts as 0.
     """
-    fourth, deviation = hidden.pow(4).mean(dim=2), hidden.std(dim=2)
-    return (fourth / deviation.pow(4) - 3).relu().where(deviation != 0, 0).mean(dim=1)
+    fourth = hidden.square().square_().mean(dim=2)
+    variance = (hidden - hidden.mean(dim=2, keepdim=True)).square_().sum(dim=2) / (hidden.shape[2] - 1)
+    return (fourth / variance.square() - 3).relu().where(variance != 0, 0).mean(dim=1)
 
 
 def per_sequence(hidden: Tensor) -> Tensor:
@@ -42,5 +43,6 @@ def per_sequence(hidden: Tensor) -> Tensor:
     Qualcomm's (Bondarenko et al. 2023, arXiv:2306.12929), not in excess: 3 for a Gaussian.
     """
     flat = hidden.flatten(1)
-    centred = flat - flat.mean(dim=1, keepdim=True)
-    return centred.pow(4).mean(dim=1) / (flat.std(dim=1).pow(4) + 1e-6)
+    squares = (flat - flat.mean(dim=1, keepdim=True)).square_()
+    variance = squares.sum(dim=1) / (flat.shape[1] - 1)
+    return squares.square_().mean(dim=1) / (variance.square() + 1e-6)
