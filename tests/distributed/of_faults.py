@@ -52,7 +52,7 @@ def _failing(
     """A training in which the last process, or all, fail in the second and the third probe."""
     folder.mkdir(parents=True, exist_ok=True)
     unwatched = loop(make(), None)
-    works, measured = getattr(owner, name), reading.measure
+    works, measured = getattr(owner, name), forward.measure
     concerned = everywhere or dist.get_rank() == dist.get_world_size() - 1
     now: list[int] = []
 

@@ -187,9 +187,8 @@ def test_a_source_of_which_nothing_can_be_measured_is_refused(checkpoints: Path,
 def test_a_probe_that_fails_is_named(
     saved: Path, tmp_path: Path, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ma_monitor.measure.forward import measure
     from ma_monitor.measure.phenomena import reading
-
-    measure = reading.measure
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         if args[2] == 10:
