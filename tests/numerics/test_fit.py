@@ -180,6 +180,13 @@ class TestStatus:
         assert fit.asymptote.value == 7
         assert fit.to_dict()["K"] == 7
 
+    def test_a_small_layer_beside_a_huge_one_is_not_constant(self) -> None:
+        rise = np.log1p(np.arange(30.0))
+        small, huge = fit_trajectories(np.arange(30.0), np.stack([2 + rise, 1e18 * (2 + rise)]))
+        assert small.status == huge.status
+        assert small.curve is not None
+        assert small.curve.A1 > 0
+
     def test_negative(self, rng: np.random.Generator) -> None:
         fit = one(noisy(EARLY_PEAK, rng) - 50)
         assert fit.status is FitStatus.NEGATIVE

@@ -81,9 +81,9 @@ def test_delimiters(text: str, expected: bool) -> None:
 
 
 def test_kinds_of_tokens() -> None:
-    position, token = np.array([[0, 0, 3, 9, -1, 4]]), np.array([[13, 5, 13, 5, 13, -1]])
+    position, token = np.array([[0, 0, 3, 9, -1, 4, 7]]), np.array([[13, 5, 13, 5, 13, -1, 0]])
     kinds = kinds_of_token(position, token, np.array([13]))
-    assert kinds.tolist() == [[FIRST, FIRST, DELIMITER, OTHER, -1, -1]]
+    assert kinds.tolist() == [[FIRST, FIRST, DELIMITER, OTHER, -1, -1, OTHER]]
 
 
 @pytest.mark.parametrize(
