@@ -131,7 +131,14 @@ class Refusing(Sums):
         raise ModelError("no heads here")
 
 
-@pytest.mark.parametrize(("kind", "known"), [(Failing, True), (Refusing, False)])
+class Misshapen(Sums):
+    """Gives other numbers than it promised."""
+
+    def of_stream(self, hidden: Tensor) -> dict[str, Tensor]:
+        return {"kurtosis/per_token": hidden}
+
+
+@pytest.mark.parametrize(("kind", "known"), [(Failing, True), (Refusing, False), (Misshapen, True)])
 def test_a_reader_that_fails_is_told_and_spoils_nothing_else(
     kind: type[Reader], known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

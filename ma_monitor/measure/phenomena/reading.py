@@ -144,12 +144,18 @@ def _merged(
         for number, turn in enumerate(team.turns(len(batches))):
             if turn < len(batches):
                 mine = whole[:, turn * len(batches[0]) :][:, : len(batches[turn])]
-                given = found[number].get(key) if reader.failure is None else None
-                mine[...] = np.nan if given is None else given.double().cpu().numpy().reshape(mine.shape)
+                mine[...] = np.nan
+                if reader.failure is None and key in found[number]:
+                    reader.caught(_fill)(mine, found[number][key])
         bits = team.merged(torch.from_numpy(whole.view(np.int64))).numpy().view(np.float64)
         reduced = _common(bits) if METRICS[key].index else _mean(bits)
         merged[key] = reduced[:, 0] if size == 1 else reduced
     return merged
+
+
+def _fill(numbers: NDArray[np.float64], values: Tensor) -> None:
+    """Takes over what one forward showed, ``[R, b, m]``."""
+    numbers[...] = values.cpu().double().numpy().reshape(numbers.shape)
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
