@@ -302,6 +302,8 @@ class TestInvariance:
     @staticmethod
     def check(plain: Fit, other: Fit, *, time: float = 1.0, ratio: float = 1.0, constant: float = 0.0) -> None:
         assert other.r2 == pytest.approx(plain.r2, rel=1e-6)
+        assert plain.sse is not None
+        assert other.sse == pytest.approx(plain.sse * ratio**2, rel=1e-4)
         assert other.peak.status is plain.peak.status
         assert other.peak.identified == plain.peak.identified
         for name in ("step", "low", "high"):
