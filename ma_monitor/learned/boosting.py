@@ -61,15 +61,18 @@ class Trees:
     def predict(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Outputs ``[rows, targets]`` of inputs ``[rows, inputs]``."""
         x = np.asarray(values, dtype=np.float32)
-        rows, trees = np.arange(len(x))[:, None], np.arange(len(self.left))[None]
-        node = np.zeros((len(x), len(self.left)), dtype=np.int64)
+        first = np.arange(len(self.left))[:, None] * self.left.shape[1]  # nodes are numbered through all trees
+        left, right = (self.left + first).ravel(), (self.right + first).ravel()
+        split, threshold, inputs = self.split.ravel(), self.threshold.ravel(), x.ravel()
+        row = np.arange(len(x)) * x.shape[1]
+        node = np.repeat(first, len(x), axis=1)
         while True:
-            below = x[rows, self.split[trees, node]] < self.threshold[trees, node]
-            after = np.where(below, self.left[trees, node], self.right[trees, node])
+            below = inputs.take(split.take(node) + row) < threshold.take(node)
+            after = np.where(below, left.take(node), right.take(node))
             if (after == node).all():
                 break
             node = after
-        leaves = self.threshold[trees, node].astype(np.float64)
+        leaves = np.ascontiguousarray(threshold.take(node).T, dtype=np.float64)
         return np.asarray(self.base + leaves @ (self.target[:, None] == np.arange(self.base.size)))
 
 

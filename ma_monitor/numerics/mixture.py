@@ -79,7 +79,9 @@ class Correction:
 
         shift = interpolate(ahead, np.append(0.0, self.ahead), np.pad(self.shift, ((0, 0), (1, 0))))
         below, above = (interpolate(ahead, self.ahead, knots) for knots in (self.below, self.above))
-        return np.asarray(middle + shift[:, :, None] + away * np.where(away < 0, below[:, :, None], above[:, :, None]))
+        away *= np.where(away < 0, below[:, :, None], above[:, :, None])
+        away += middle + shift[:, :, None]
+        return np.asarray(away)
 
 
 @dataclass(frozen=True)
