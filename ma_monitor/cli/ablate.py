@@ -9,7 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ma_monitor.cli.common import Commands, add_command, emit_json, note, open_run, positive, say, table, user_file
+from ma_monitor.cli.common import (
+    Commands,
+    add_command,
+    emit_json,
+    note,
+    open_run,
+    positive,
+    say,
+    table,
+    user_documents,
+    user_ids,
+)
 from ma_monitor.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
@@ -130,22 +141,13 @@ def ablated(args: argparse.Namespace, shape: ModelShape | None) -> dict[str, Any
 
 def _documents_of(args: argparse.Namespace) -> Callable[[Source], Sequence[NDArray[np.int64]]]:
     """What gives the documents in a source's tokens; files are read at once, before any model is loaded."""
-    import numpy as np
-
     from ma_monitor.measure.probe import Probe
     from ma_monitor.replay.probes import text_documents
-    from ma_monitor.runs.files import opened_arrays
 
     if args.ids is not None:
-        rule = "token ids must be one array [documents, tokens], saved by np.save"
-        with user_file(args.ids, rule) as file, opened_arrays(file) as loaded:
-            ids = np.asarray(loaded)
-        given = Probe.from_ids(ids)
+        given = Probe.from_ids(user_ids(args.ids, "documents, tokens"))
         return lambda source: list(given.ids)
-    texts = None
-    if args.text is not None:
-        with user_file(args.text, "held-out text must be UTF-8, a document a line") as file:
-            texts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    texts = None if args.text is None else user_documents(args.text, "held-out text")
     return lambda source: text_documents(source, texts)
 
 

@@ -16,6 +16,8 @@ from ma_monitor.errors import ConfigError, redacted
 from ma_monitor.report.words import printable
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ma_monitor.runs.records import Ratio
     from ma_monitor.runs.store import Run
 
@@ -128,6 +130,31 @@ def user_file(path: str, rule: str) -> Iterator[Path]:
     except (OSError, EOFError, ValueError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigError(f"{path}: {rule}, and this cannot be read so ({reason})") from error
+
+
+def user_ids(path: str, axes: str) -> NDArray[Any]:
+    """The array in a file that the user named, which should be token ids with axes such as ``documents, tokens``.
+
+    Raises:
+        ConfigError: If it is no array.
+    """
+    import numpy as np
+
+    from ma_monitor.runs.files import opened_arrays
+
+    rule = f"token ids must be one array [{axes}] of whole numbers, saved by np.save"
+    with user_file(path, rule) as file, opened_arrays(file) as loaded:
+        return np.asarray(loaded)
+
+
+def user_documents(path: str, what: str) -> list[str]:
+    """The lines of a text file that the user named as ``what``, empty ones left out.
+
+    Raises:
+        ConfigError: If it cannot be read, or is not UTF-8.
+    """
+    with user_file(path, f"{what} must be UTF-8, a document a line") as file:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def say(text: str = "") -> None:

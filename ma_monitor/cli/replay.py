@@ -21,7 +21,8 @@ from ma_monitor.cli.common import (
     positive,
     say,
     table,
-    user_file,
+    user_documents,
+    user_ids,
 )
 from ma_monitor.errors import ConfigError
 from ma_monitor.phenomena import PHENOMENA, named
@@ -177,22 +178,15 @@ def _tell_plan(source: Source, checkpoints: Sequence[Checkpoint], args: argparse
 
 def _probe_of(args: argparse.Namespace) -> Callable[[Source], Probe]:
     """What makes the probe that the user means for a source; files are read at once, before any network is asked."""
-    import numpy as np
-
     from ma_monitor.measure.probe import Probe
     from ma_monitor.replay.probes import paper_probe, text_probe
-    from ma_monitor.runs.files import opened_arrays
 
     if args.probe_ids is not None:
-        rule = "token ids must be one array [sequences, tokens] of whole numbers, saved by np.save"
-        with user_file(args.probe_ids, rule) as file, opened_arrays(file) as loaded:
-            ids = np.asarray(loaded)
-        given = Probe.from_ids(ids, source=file.name)
+        given = Probe.from_ids(user_ids(args.probe_ids, "sequences, tokens"), source=Path(args.probe_ids).name)
         return lambda source: given
     if args.probe_text is not None:
-        with user_file(args.probe_text, "a probe's text must be UTF-8, a document a line") as file:
-            texts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return lambda source: text_probe(source, texts, file.name)
+        texts = user_documents(args.probe_text, "a probe's text")
+        return lambda source: text_probe(source, texts, Path(args.probe_text).name)
     return paper_probe if args.probe == "paper" else text_probe
 
 

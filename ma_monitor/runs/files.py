@@ -116,12 +116,20 @@ def read_bounded(path: Path, limit: int = FILE_LIMIT) -> bytes:
     Raises:
         OSError: If it is none or cannot be read.
     """
+    _check_size(path, _plain_size(path), limit)
+    return path.read_bytes()
+
+
+def _plain_size(path: Path) -> int:
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise OSError(errno.EINVAL, "not a plain file", str(path))
-    if about.st_size > limit:
-        raise OSError(errno.EFBIG, f"{about.st_size} bytes, at most {limit} are read", str(path))
-    return path.read_bytes()
+    return about.st_size
+
+
+def _check_size(path: Path, size: int, limit: int) -> None:
+    if size > limit:
+        raise OSError(errno.EFBIG, f"{size} bytes, at most {limit} are read", str(path))
 
 
 def parse_json(text: bytes | str, *, finite: bool = False) -> Any:
@@ -157,17 +165,13 @@ def opened_arrays(path: Path) -> Iterator[Any]:
     """
     import numpy as np
 
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    size = _plain_size(path)
     try:
         with path.open("rb") as file:
-            size = about.st_size
             if zipfile.is_zipfile(file):
                 with zipfile.ZipFile(file) as archive:
                     size = max(size, sum(member.file_size for member in archive.infolist()))
-            if size > ARRAYS_LIMIT:
-                raise OSError(errno.EFBIG, f"{size} bytes, at most {ARRAYS_LIMIT} are read", str(path))
+            _check_size(path, size, ARRAYS_LIMIT)
             file.seek(0)
             yield np.load(file, allow_pickle=False)
     except (OSError, ValueError):

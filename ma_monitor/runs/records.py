@@ -35,8 +35,8 @@ class Measurements:
         median: Lower median of abs(h) over all S·d entries of a sequence, NaN left out, ``[R, n]``.
         nan: Entries that are NaN, ``[R, n]``.
         inf: Entries that are infinite, ``[R, n]``.
-        phenomena: What was read besides, by name (`ma_monitor.phenomena`), as means over the sequences: a number a
-            layer row, ``[R]``, or several, ``[R, m]``. NaN where a row has none.
+        phenomena: What was read besides, by name (`ma_monitor.phenomena`), for all sequences (a mean; of an index what
+            most agree on): a number a layer row, ``[R]``, or several, ``[R, m]``. NaN where a row has none.
     """
 
     step: int
