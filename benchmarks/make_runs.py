@@ -1,9 +1,9 @@
 """Makes real runs to learn from: small GPT-NeoX and Llama trainings of many shapes, rates and schedules.
 
-    python benchmarks/make_runs.py CORPUS.txt.xz OUT [--set varied|tiny|long|sweep|tiny_sweep] [--jobs N] [--gpus 0,1] …
+    python benchmarks/make_runs.py CORPUS.txt.xz OUT [--set varied large …] [--jobs N] [--gpus 0,1] …
 
-Five sets. ``varied`` (GPU), ``tiny`` and ``long`` (CPU) vary everything, to learn forecasting from; ``sweep`` (GPU) and
-``tiny_sweep`` (CPU) vary the shape alone, to learn what it does. Every training is a real Hugging Face Trainer with
+Six sets. ``varied`` and ``large`` (GPU), ``tiny`` and ``long`` (CPU) vary everything, to learn forecasting from; ``sweep``
+(GPU) and ``tiny_sweep`` (CPU) vary the shape alone, to learn what it does. Every training is a real Hugging Face Trainer with
 this project's callback, in a process of its own; several go at once. CORPUS holds documents separated by NUL bytes.
 OUT gets one ``NAME.npz`` a training that ended (``steps [T]``, ``stats [T, n, k + 1, L]``, ``lr``, and the
 configuration as JSON), which ``ma-monitor import`` reads. Take at most four at once on one GPU.
@@ -104,6 +104,29 @@ def varied_trainings() -> list[Training]:
         one("neox", "6x384x6", 5e-3, "wsd", 3000),
         one("llama", "12x320x5", 3e-3, "linear", 3000),
     ]  # fmt: skip
+
+
+def large_trainings() -> list[Training]:
+    """Trainings for GPUs that go on for longer or see far more tokens than the varied ones."""
+
+    def one(
+        family: Literal["neox", "llama"], shape: str, rate: float, schedule: Any, steps: int, rows: int, length: int
+    ) -> Training:
+        layers, width, heads = (int(number) for number in shape.split("x"))
+        name = f"gpu-{family}-{layers}x{width}-{schedule}-{steps}"
+        mlp = 4.0 if family == "neox" else 8 / 3
+        return Training(name, "gpu", family, layers, width, heads, rate, schedule, steps, rows, length, mlp)
+
+    return [
+        one("neox", "4x256x4", 3e-3, "constant", 20_000, 16, 128),
+        one("llama", "6x384x6", 2e-3, "wsd", 10_000, 32, 256),
+        one("neox", "6x512x8", 2e-3, "linear", 10_000, 32, 256),
+        one("neox", "8x768x12", 3e-3, "cosine", 6000, 64, 512),
+        one("neox", "6x256x4", 1e-3, "constant", 4000, 64, 512),
+        one("llama", "6x512x8", 2e-3, "cosine", 3000, 64, 512),
+        one("neox", "6x512x8", 1e-3, "linear", 3000, 64, 512),
+        one("llama", "4x384x6", 3e-3, "wsd", 4000, 64, 512),
+    ]
 
 
 def tiny_trainings() -> list[Training]:
@@ -218,6 +241,7 @@ def _named(kind: str, trainings: list[Training]) -> list[Training]:
 
 SETS = {
     "varied": varied_trainings(),
+    "large": large_trainings(),
     "tiny": tiny_trainings(),
     "long": long_trainings(),
     "sweep": sweep_trainings(),
@@ -227,10 +251,8 @@ TRAININGS = {training.name: training for trainings in SETS.values() for training
 
 
 def cost(training: Training) -> float:
-    """Updates times multiplications an update, to begin with what takes longest."""
-    return (
-        training.steps * training.batch * training.length * training.layers * training.width**2 * (4 + 3 * training.mlp)
-    )
+    """About how long it takes, to begin with the longest: a small layer costs its kernels' start, a large one more."""
+    return training.steps * training.layers * (1 + training.batch * training.length * training.width / 1e7)
 
 
 def tokenize(corpus: Path, work: Path, vocabulary: int) -> None:
@@ -414,7 +436,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--work", type=Path, default=Path("make_runs"), help="scratch folder")
-    parser.add_argument("--set", choices=sorted(SETS), default="tiny")
+    parser.add_argument("--set", nargs="+", choices=sorted(SETS), default=["tiny"])
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once")
     parser.add_argument("--gpus", default="0", help="GPUs to share evenly, such as 0,1")
     parser.add_argument("--minutes", type=float, default=600)
@@ -434,7 +456,7 @@ def main() -> None:
     if options.one:
         train(TRAININGS[options.one], options.work, options.out)
         return
-    chosen = [t for t in SETS[options.set] if options.above < t.steps <= (options.below or t.steps)]
+    chosen = [t for name in options.set for t in SETS[name] if options.above < t.steps <= (options.below or t.steps)]
     chosen = [t for t in chosen if not (options.out / f"{t.name}.npz").exists()]
     missing = sorted({t.vocabulary for t in chosen if not (options.work / f"tokens-{t.vocabulary}.npy").exists()})
     if missing:
