@@ -2,11 +2,13 @@
 
     python benchmarks/make_runs.py CORPUS.txt.xz OUT [--set varied large …] [--jobs N] [--gpus 0,1] …
 
-Six sets. ``varied`` and ``large`` (GPU), ``tiny`` and ``long`` (CPU) vary everything, to learn forecasting from; ``sweep``
-(GPU) and ``tiny_sweep`` (CPU) vary the shape alone, to learn what it does. Every training is a real Hugging Face Trainer with
-this project's callback, in a process of its own; several go at once. CORPUS holds documents separated by NUL bytes.
+Six sets. ``varied`` and ``large`` (GPU), ``tiny`` and ``long`` (CPU) vary everything, to learn forecasting from;
+``sweep`` (GPU) and ``tiny_sweep`` (CPU) vary the shape alone, to learn what it does. Every training is a real Hugging
+Face Trainer with this project's callback, in a process of its own; several go at once. CORPUS holds documents separated
+by NUL bytes.
 OUT gets one ``NAME.npz`` a training that ended (``steps [T]``, ``stats [T, n, k + 1, L]``, ``lr``, and the
-configuration as JSON), which ``ma-monitor import`` reads. Take at most four at once on one GPU.
+configuration as JSON), which ``ma-monitor import`` reads. Take at most four at once on one
+GPU, or eight where NVIDIA's multi-process service runs (``nvidia-cuda-mps-control -d``).
 
     python benchmarks/make_runs.py CORPUS.txt.xz OUT --pack FOLDER
 

@@ -33,6 +33,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from xgboost import XGBRegressor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -42,6 +43,7 @@ from ma_monitor.architecture.features import FEATURES, Shape, layer_features, sh
 from ma_monitor.architecture.prediction import prior
 from ma_monitor.architecture.predictor import PACKAGED as PREDICTOR
 from ma_monitor.architecture.predictor import (
+    SETTINGS,
     TIMES,
     Table,
     fit_predictor,
@@ -245,6 +247,7 @@ def mean_at_depth(others: Sequence[Training], table: Table, rows: NDArray[Any]) 
 
 
 WAYS: dict[str, Callable[[], Any]] = {
+    "boosted trees": lambda: XGBRegressor(**SETTINGS),
     "ridge": lambda: Ridge(10.0),
     "random forest": lambda: RandomForestRegressor(100, min_samples_leaf=2, max_features=0.5, random_state=0),
     "Gaussian process": lambda: GaussianProcessRegressor(RBF(5.0), alpha=0.1, normalize_y=True, optimizer=None),
@@ -437,7 +440,9 @@ def early(one: Training, expected: Prior, share: float, learned: Correct) -> dic
     known = np.log(one.ratios[:, seen][:, -RECENT:]).mean(axis=1)
     beforehand = conditioned(expected, now, known, later)
     last = np.tile(known[:, None, None], (1, len(LEVELS), len(later)))  # for its median: it has no interval
-    joined = {f"{name} with the prior": combined(beforehand, alone, now) for name, alone in forecasts.items()}
+    joined = {
+        f"{name} with the prior": combined(beforehand, alone, now, expected.trust) for name, alone in forecasts.items()
+    }
     ways = {"last value": last, "prior": beforehand, **forecasts, **joined}
     truth = np.log(one.ratios[:, ~seen])
     low, middle, high = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))

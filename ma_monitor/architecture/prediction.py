@@ -87,7 +87,7 @@ def prior(config: Any, total_steps: int, lr: ArrayLike | None = None, predictor:
     teacher = predictor or packaged()
     shape = config if isinstance(config, Shape) else shape_of(config)
     recipe = recipe_of(_rates(teacher, total_steps, lr))
-    return Prior(TIMES, teacher.quantiles(shape, recipe))
+    return Prior(TIMES, teacher.quantiles(shape, recipe), teacher.trust(shape, recipe))
 
 
 def write_prior(config: Any, plan: Plan, folder: Path) -> None:

@@ -1,8 +1,9 @@
-"""From a shape to trajectories: boosted trees over measured trainings, calibrated on whole models held out.
+"""From a shape to trajectories: regressions over measured trainings, calibrated on whole models held out.
 
 What is predicted is ln ratio of every layer over relative time, not the five parameters of its curve: many sets of
-those make one curve. Layers of one training are not independent: every error the predictor is judged or calibrated by
-is that of shapes it had not seen, all seeds of a shape together.
+those make one curve. Boosted trees and a ridge regression each say it, and their mean is taken: trees go in steps where
+shapes are few, straight lines miss what bends. Layers of one training are not independent: every error the predictor is
+judged or calibrated by is that of shapes it had not seen, all seeds of a shape together.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Table:
     """Trainings as rows, a row a layer.
 
     Attributes:
-        features: What trees see, ``[N, F]``.
+        features: What both regressions see, ``[N, F]``.
         models: Coordinates, ``[N, len(OF_MODEL)]``.
         group: Number of the row's shape, alike for its seeds, ``[N]``.
         training: Number of the row's training, ``[N]``.
@@ -115,7 +116,7 @@ class Table:
 
 
 def row_features(shape: Shape, recipe: Recipe) -> Floats:
-    """What trees see of every layer: the paper's features, its place from either end, and the recipe: ``[L, F]``."""
+    """What is seen of every layer: the paper's features, its place from either end, and the recipe: ``[L, F]``."""
     own = np.tile(np.log(astuple(recipe)), (shape.layers, 1))
     return np.hstack([layer_features(shape), places(shape.layers), own])
 
@@ -147,14 +148,20 @@ class Predictor:
 
     Attributes:
         trees: XGBoost's model, an output a time; as JSON.
+        slopes: Those of the ridge regression, an output a time, ``[F, G]``.
+        level: What it says where all features are 0, ``[G]``.
+        ends: Least and largest value of every feature learned from: lines are not drawn beyond, ``[2, F]``.
         shapes: Coordinates of the shapes learned from, ``[shapes, len(OF_MODEL)]``.
         surprises: Errors on shapes held out as whole trajectories, over their scale, each shape alike: ``[P, G]``.
-        spread: How far quantiles at ``LEVELS`` lie from what the trees say, at a scale of 1, ``[len(LEVELS), G]``.
+        spread: How far quantiles at ``LEVELS`` lie from the center, at a scale of 1, ``[len(LEVELS), G]``.
         schedule: Rates of the usual schedule relative to its highest, at equal shares of its steps, ``[SHARES]``.
         steps: Updates of the usual training.
     """
 
     trees: bytes
+    slopes: Floats
+    level: Floats
+    ends: Floats
     shapes: Floats
     surprises: Floats
     spread: Floats
@@ -173,7 +180,9 @@ class Predictor:
 
     def center(self, shape: Shape, recipe: Recipe) -> Floats:
         """What is expected of ln ratio, before errors are looked at: ``[L, G]``."""
-        return self._model.predict(row_features(shape, recipe))
+        x = row_features(shape, recipe)
+        lines = np.clip(x, *self.ends) @ self.slopes + self.level
+        return (self._model.predict(x) + lines) / 2
 
     def familiarity(self, shape: Shape, recipe: Recipe) -> tuple[float, float]:
         """Distance from the nearest shape learned from, and the largest such distance among those themselves."""
@@ -184,6 +193,10 @@ class Predictor:
         """By how much errors are held to be larger than at a distance of 0."""
         distance, usual = self.familiarity(shape, recipe)
         return 1 + distance / usual
+
+    def trust(self, shape: Shape, recipe: Recipe) -> float:
+        """What this is worth beside a forecast: 1 within the usual distance, less the farther off."""
+        return min(1.0, 2 / self.scale(shape, recipe)) ** 2
 
     def quantiles(self, shape: Shape, recipe: Recipe) -> Floats:
         """Quantiles of ln ratio at ``LEVELS``, ``[L, len(LEVELS), G]``, as wide as errors on shapes held out were."""
@@ -218,18 +231,21 @@ PATHS = 48
 """Errors that are kept as whole trajectories."""
 SETTINGS = {"n_estimators": 60, "max_depth": 3, "learning_rate": 0.1, "subsample": 0.7, "n_jobs": 1, "random_state": 0}
 """Of the trees: usual ones for few rows. They were written down before the sweep was seen, and not tuned to it."""
+RIDGE = 10.0
+"""Weight of the slopes' squares, of standardized features; not tuned either."""
 
 
 def fit_predictor(trainings: Sequence[Training]) -> Predictor:
     """A predictor of these trainings, with intervals from its errors on shapes held out in turn.
 
     Intervals reach as far on either side as that share of the errors' absolute values, each shape weighing alike and
-    the share larger by 1/shapes, since a new shape is one more (conformal prediction). The median is what the trees
-    say: of so few shapes the errors' own middle is mostly chance. The schedule of most trainings becomes the usual one.
+    the share larger by 1/shapes, since a new shape is one more (conformal prediction). The median is what trees and
+    lines say: of so few shapes the errors' own middle is mostly chance. The schedule of most trainings becomes the
+    usual one.
 
     Raises:
         ConfigError: If there are fewer than two shapes.
-        MissingExtraError: If xgboost is not installed.
+        MissingExtraError: If xgboost or scikit-learn is not installed.
     """
     table = make_table(trainings)
     count = len(table.shapes)
@@ -244,8 +260,9 @@ def fit_predictor(trainings: Sequence[Training]) -> Predictor:
     spread = np.sign(side)[:, None] * reach
     shares = np.cumsum(table.weights)
     kept = np.searchsorted(shares, (np.arange(PATHS) + 0.5) / PATHS * shares[-1])
-    trees = bytes(_fitted(table.features, table.values).get_booster().save_raw("json"))
-    return Predictor(trees, table.shapes, surprises[kept], spread, schedule, len(usual) - 1)
+    trees = bytes(_trees(table.features, table.values).get_booster().save_raw("json"))
+    lines = _lines(table.features, table.values)
+    return Predictor(trees, *lines, table.shapes, surprises[kept], spread, schedule, len(usual) - 1)
 
 
 def held_out_errors(table: Table) -> Floats:
@@ -254,18 +271,30 @@ def held_out_errors(table: Table) -> Floats:
     order = np.random.default_rng(0).permutation(len(table.shapes))
     for part in np.array_split(order, min(FOLDS, len(order))):
         test = np.isin(table.group, part)
-        predicted = _fitted(table.features[~test], table.values[~test]).predict(table.features[test])
+        x, y = table.features[~test], table.values[~test]
+        slopes, level, ends = _lines(x, y)
+        lines = np.clip(table.features[test], *ends) @ slopes + level
+        predicted = (_trees(x, y).predict(table.features[test]) + lines) / 2
         rest = np.delete(table.shapes, part, axis=0)
         far = distances(table.models[test], rest).min(axis=1) / usual_distance(table.shapes)
         out[test] = (table.values[test] - predicted) / (1 + far)[:, None]
     return out
 
 
-def _fitted(x: Floats, y: Floats) -> Any:
+def _trees(x: Floats, y: Floats) -> Any:
     return import_xgboost().XGBRegressor(**SETTINGS).fit(x, y)
 
 
-_ARRAYS = ("shapes", "surprises", "spread", "schedule")
+def _lines(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
+    """Slopes ``[F, G]``, level ``[G]`` and ends ``[2, F]`` of a ridge regression of standardized features."""
+    middle, spread = x.mean(axis=0), x.std(axis=0)
+    scaled = (x - middle) / np.where(spread > UNVARIED, spread, 1)
+    slopes = np.linalg.solve(scaled.T @ scaled + RIDGE * np.eye(x.shape[1]), scaled.T @ (y - y.mean(axis=0)))
+    slopes /= np.where(spread > UNVARIED, spread, np.inf)[:, None]  # what never varied is not heeded
+    return slopes, y.mean(axis=0) - middle @ slopes, np.stack([x.min(axis=0), x.max(axis=0)])
+
+
+_ARRAYS = ("slopes", "level", "ends", "shapes", "surprises", "spread", "schedule")
 
 
 def save_predictor(predictor: Predictor, path: Path = PACKAGED) -> None:

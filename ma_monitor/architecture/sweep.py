@@ -64,9 +64,10 @@ class Training:
 
 
 def save_sweep(trainings: Sequence[Training], path: Path) -> None:
-    """Packs trainings; rates of one shape are kept once, measurements to ``DIGITS`` bits."""
+    """Packs trainings; equal steps and rates of one shape are kept once, measurements to ``DIGITS`` bits."""
     arrays: dict[str, NDArray[Any]] = {}
     curves: list[NDArray[np.float32]] = []
+    measured: dict[bytes, int] = {}
     facts = []
     for number, one in enumerate(trainings):
         peak = float(one.lr.max())
@@ -76,6 +77,8 @@ def save_sweep(trainings: Sequence[Training], path: Path) -> None:
         ]
         if not same:
             curves.append(curve)
+        steps = one.steps.astype(np.int32)
+        kept = measured.setdefault(steps.tobytes(), len(measured))
         facts.append(
             {
                 "name": one.name,
@@ -85,12 +88,13 @@ def save_sweep(trainings: Sequence[Training], path: Path) -> None:
                 "batch": one.batch,
                 "rate": peak,
                 "curve": same[0] if same else len(curves) - 1,
+                "steps": kept,
                 "shape": one.shape.to_dict(),
             }
         )
         fraction, exponent = np.frexp(one.means)
         rounded = np.ldexp(np.round(fraction * 2**DIGITS) / 2**DIGITS, exponent)
-        arrays |= {f"steps_{number}": one.steps.astype(np.int32), f"means_{number}": rounded.astype(np.float32)}
+        arrays |= {f"steps_{kept}": steps, f"means_{number}": rounded.astype(np.float32)}
     arrays |= {f"curve_{i}": curve for i, curve in enumerate(curves)}
     np.savez_compressed(path, allow_pickle=False, facts=json.dumps(facts), **arrays)
 
@@ -120,6 +124,6 @@ def _training(fact: dict[str, Any], number: int, data: Any) -> Training:
         schedule=fact["schedule"],
         batch=fact["batch"],
         lr=fact["rate"] * data[f"curve_{fact['curve']}"].astype(np.float64),
-        steps=data[f"steps_{number}"].astype(np.int64),
+        steps=data[f"steps_{fact['steps']}"].astype(np.int64),
         means=data[f"means_{number}"].astype(np.float64),
     )

@@ -76,14 +76,15 @@ def with_prior(correction: Correction, mixture: Mixture, end: int, prior: Prior)
     whole = clock.time(np.array([float(end)]))
     share, later = float((clock.time(now) / whole)[0]), clock.time(knots) / whole
     recent = np.log(mixture.values[:, -ANCHOR:]).mean(axis=1)
-    both = combined(conditioned(prior, share, recent, later), said, share)
+    doubt = "" if prior.trust == 1 else ", which counts less: such a training was not seen"
+    both = combined(conditioned(prior, share, recent, later), said, share, prior.trust)
     return Correction(
         ahead=ahead,
         shift=both[:, MIDDLE] - own[1],
         below=(both[:, MIDDLE] - both[:, LOW]) / np.maximum(own[1] - own[0], 1 / LARGEST),
         above=(both[:, HIGH] - both[:, MIDDLE]) / np.maximum(own[2] - own[1], 1 / LARGEST),
         weight=correction.weight,
-        words=correction.words.replace(" alone", "") + "; with what the architecture let expect",
+        words=correction.words.replace(" alone", "") + "; with what the architecture let expect" + doubt,
     )
 
 
@@ -94,8 +95,15 @@ def packaged_path() -> Path:
 
 def save_prior(prior: Prior, planned: int, span: float, folder: Path) -> None:
     """Writes what is expected of a run of so many ``planned`` updates, worth ``span`` at the highest rate."""
-    document = {"schema_version": SCHEMA_VERSION, "planned": planned, "span": span, "time": prior.time.tolist()}
-    text = json.dumps({**document, "quantiles": prior.quantiles.round(5).tolist()})
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "planned": planned,
+        "span": span,
+        "trust": prior.trust,
+        "time": prior.time.tolist(),
+        "quantiles": prior.quantiles.round(5).tolist(),
+    }
+    text = json.dumps(document)
     replace_file(folder / PRIOR, lambda new: new.write_text(text, encoding="utf-8"))
 
 
@@ -109,13 +117,16 @@ def _prior(path: Path, changed: int) -> tuple[Prior, int, float]:
     document = read_json(path)
     if document["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"schema version {document['schema_version']!r}, this ma_monitor reads {SCHEMA_VERSION}")
-    prior = Prior(np.array(document["time"], dtype=float), np.array(document["quantiles"], dtype=float))
+    trust = float(document.get("trust", 1.0))  # runs of before have none, and their forecasts stay what they were
+    prior = Prior(np.array(document["time"], dtype=float), np.array(document["quantiles"], dtype=float), trust)
     shaped = prior.time.ndim == 1 and prior.time.size > 1 and prior.quantiles.ndim == 3
     if not shaped or prior.quantiles.shape[1:] != (len(LEVELS), prior.time.size):
         raise ValueError(f"quantiles must be [layers, {len(LEVELS)}, times], got {prior.quantiles.shape}")
     ordered = (np.diff(prior.time) > 0).all() and (np.diff(prior.quantiles, axis=1) > 0).all()
     if not ordered or not np.isfinite(prior.quantiles).all():
         raise ValueError("times and quantiles must be finite and ascend")
+    if not 0 <= trust <= 1:
+        raise ValueError(f"trust must lie between 0 and 1, got {trust}")
     return prior, int(document["planned"]), float(document["span"])
 
 

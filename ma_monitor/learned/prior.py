@@ -25,10 +25,13 @@ class Prior:
     Attributes:
         time: Relative times from 0 to 1: shares of all updates, each weighed by its learning rate, ``[G]``.
         quantiles: ln ratio at ``LEVELS``, ``[L, len(LEVELS), G]``.
+        trust: What it is worth beside a forecast: 1 where its own quantiles say it all, towards 0 where it was learned
+            from trainings unlike this one.
     """
 
     time: Floats
     quantiles: Floats
+    trust: float = 1.0
 
 
 MEMORY = 3.0
@@ -63,20 +66,21 @@ def conditioned(prior: Prior, now: float, seen: Floats, at: Floats) -> Floats:
     return np.asarray(middle[:, None] + narrowed * (later - later[:, MIDDLE, None]))
 
 
-def combined(expected: Floats, forecast: Floats, now: float) -> Floats:
+def combined(expected: Floats, forecast: Floats, now: float, trust: float = 1.0) -> Floats:
     """Quantiles of a forecast with those expected of it beforehand, weighed by how sure each is.
 
     Quantiles are averaged, each pair of one level: the shares are those of the inverse variances, the prior's times
-    1 - ``now``, so that it is gone at the end. Errors of the two are alike in part, which is why the result is not
-    made narrower than both.
+    ``trust`` and 1 - ``now``, so that it is gone at the end. Errors of the two are alike in part, which is why the
+    result is not made narrower than both.
 
     Args:
         expected: Quantiles of ln ratio, ``[L, len(LEVELS), M]``.
         forecast: The same of the forecast.
         now: Relative time at which the forecast was made.
+        trust: `Prior.trust`.
     """
     own, other = _spread(expected) ** 2, _spread(forecast) ** 2
-    share = (1 - now) * other / np.maximum(own + other, np.finfo(float).tiny)
+    share = trust * (1 - now) * other / np.maximum(own + other, np.finfo(float).tiny)
     return np.asarray(share[:, None] * expected + (1 - share[:, None]) * forecast)
 
 

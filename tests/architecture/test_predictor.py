@@ -1,4 +1,4 @@
-"""Trees and their intervals: against what is written out, and on a sweep whose rules are known."""
+"""Regressions and their intervals: against what is written out, and on a sweep whose rules are known."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from xgboost import XGBRegressor
 
 from ma_monitor.architecture.predictor import (
     OF_MODEL,
+    RIDGE,
     SETTINGS,
     TIMES,
     UNIT,
@@ -45,12 +49,15 @@ def test_errors_are_those_of_shapes_held_out(sweep: list[Training]) -> None:
     assert len(shapes) == 4, "or other parts than these would be held out"  # the last two are seeds of the first
     for group in range(len(shapes)):
         own = table.group == group
-        model = XGBRegressor(**SETTINGS).fit(table.features[~own], table.values[~own])
+        x, y, asked = table.features[~own], table.values[~own], table.features[own]
+        trees = XGBRegressor(**SETTINGS).fit(x, y).predict(asked)
+        ridge = make_pipeline(StandardScaler(), Ridge(RIDGE)).fit(x, y)
+        lines = ridge.predict(np.clip(asked, x.min(axis=0), x.max(axis=0)))
         rest = np.delete(shapes, group, axis=0)
         units = [rest[:, i].std() if rest[:, i].std() > UNVARIED else UNIT for i in range(shapes.shape[1])]
         gaps = [[(a - b) / unit for a, b, unit in zip(shapes[group], other, units, strict=True)] for other in rest]
         nearest = min(np.sqrt(sum(gap**2 for gap in row)) for row in gaps)
-        error = table.values[own] - model.predict(table.features[own])
+        error = table.values[own] - (trees + lines) / 2
         np.testing.assert_allclose(found[own], error / (1 + nearest / usual_distance(shapes)), atol=1e-6)
 
 
@@ -99,6 +106,21 @@ def test_farther_is_less_sure(predictor: Predictor, sweep: list[Training]) -> No
     distance, usual = predictor.familiarity(far, recipe)
     assert predictor.scale(far, recipe) == pytest.approx(1 + distance / usual)
     assert distance > usual
+
+
+def test_lines_end_where_shapes_were_seen(predictor: Predictor) -> None:
+    """Nothing grows with a feature beyond its range, of which a layer's place alone has none."""
+    recipe = recipe_of(LR)
+    large, larger = (predictor.center(make_shape(6, width, 4), recipe) for width in (2**14, 2**17))
+    np.testing.assert_allclose(large, larger, atol=1e-9)
+
+
+def test_trust_is_whole_within_the_usual_distance(predictor: Predictor, sweep: list[Training]) -> None:
+    recipe = recipe_of(LR)
+    assert predictor.trust(sweep[0].shape, recipe) == 1
+    far = make_shape(48, 4096, 32)
+    assert predictor.trust(far, recipe) == pytest.approx((2 / predictor.scale(far, recipe)) ** 2)
+    assert predictor.trust(far, recipe) < 0.5
 
 
 def test_distances_written_out() -> None:

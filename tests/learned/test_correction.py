@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,18 @@ def test_what_cannot_be_used_is_left_out(tmp_path: Path) -> None:
     weighed = Corrections(tmp_path)(mixture, TOTAL)
     assert "with what the architecture let expect" in weighed.words
     assert (weighed.shift != plain.shift).any()
+    assert "counts less" not in weighed.words
+    save_prior(replace(_prior(3, 2.0, 0.1), trust=0.1), TOTAL, SPAN, tmp_path)
+    doubted = Corrections(tmp_path)(mixture, TOTAL)
+    assert doubted.words.endswith("let expect, which counts less: such a training was not seen")
+    assert (np.abs(doubted.shift - plain.shift) < np.abs(weighed.shift - plain.shift)).any()
+    document = json.loads((tmp_path / PRIOR).read_text())
+    assert document.pop("trust") == 0.1
+    (tmp_path / PRIOR).write_text(json.dumps(document))  # as it was written before there was trust
+    np.testing.assert_array_equal(Corrections(tmp_path)(mixture, TOTAL).shift, weighed.shift)
+    (tmp_path / PRIOR).write_text(json.dumps(document | {"trust": 2}))
+    assert "trust must lie between 0 and 1, got 2" in Corrections(tmp_path)(mixture, TOTAL).words
+    save_prior(_prior(3, 2.0, 0.1), TOTAL, SPAN, tmp_path)
     assert "architecture" not in Corrections(tmp_path, expected=False)(mixture, TOTAL).words
     assert "the plan has changed" in Corrections(tmp_path)(mixture, TOTAL + 1).words
     save_prior(_prior(4, 2.0, 0.1), TOTAL, SPAN, tmp_path)  # of another model

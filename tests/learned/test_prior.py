@@ -53,7 +53,13 @@ def test_combined_weighs_by_variance_and_time() -> None:
         np.testing.assert_allclose(
             combined(expected, forecast, now)[0, :, 0], (1 - share) * 3 + (share + 2 * (1 - share)) * NORMAL, rtol=1e-9
         )
+        np.testing.assert_allclose(
+            combined(expected, forecast, now, 0.25),
+            0.25 * combined(expected, forecast, now) + 0.75 * forecast,
+            rtol=1e-12,
+        )
     np.testing.assert_array_equal(combined(expected, forecast, 1.0), forecast)
+    np.testing.assert_array_equal(combined(expected, forecast, 0.1, 0.0), forecast)
 
 
 def test_two_certain_forecasts() -> None:
