@@ -1,13 +1,13 @@
 """Scores the forecast on real runs: what is learned from past runs, and the in-run mixture without it.
 
-    python benchmarks/forecast.py [RUN.npz...] [--quick] [--folds N] [--out results/forecast.json]
+    python benchmarks/forecast.py [RUN.npz...] [--quick [MODEL]] [--folds N] [--out results/forecast.json]
 
 From 10, 20, 40, 60 and 80 % of each run on the rest is forecast and compared with four rules (``numerics/backtest.py``
 says how). What is learned is retrained for every fold, and never sees a configuration it is scored on (seeds of one
 together). Then whole kinds are left out: learned on GPU runs and scored on CPU runs, the reverse, and the longest runs
-(5,000 updates or more) left out. ``--quick`` retrains nothing and scores the packaged model, whose own runs it knows
-unless others are given. Without files: all of ``benchmarks/runs``. Intervals are 95 %, by 2,000 bootstrap draws of
-configurations.
+(5,000 updates or more) left out. ``--quick`` retrains nothing and scores MODEL, a combiner's file, by default the
+packaged one, which knows its own runs. Without files: all of ``benchmarks/runs``. Intervals are 95 %, by 2,000
+bootstrap draws of configurations.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ SETS = {"sweep": "GPU sweep", "gpu": "GPU varied", "neox": "GPU varied", "cpu": 
 """Which set a run is of, by the first part of its name; ``neox-14m`` and ``neox-70m`` are GPU runs of another maker."""
 VARYING = ("name", "seed", "seconds", "monitor_share", "last_loss", "device", "precision", "torch")
 """What does not make a configuration."""
+THRESHOLDS = (100.0, 300.0)
+"""Ratios whose crossings are scored; none of the runs passes 1000."""
 ENOUGH_LAYERS, ENOUGH_RUNS = 20, 5
 """Peaks whose intervals are judged; of fewer only counts are given."""
 
@@ -87,7 +89,13 @@ class Recorded:
         def forecaster(at: int, grid: NDArray[np.int64]) -> Forecast:
             seen, total = self.steps <= at, int(self.steps[-1])
             return forecast(
-                self.steps[seen], self.ratios[:, seen], grid=grid, lr=self.lr, total_steps=total, correct=correct
+                self.steps[seen],
+                self.ratios[:, seen],
+                grid=grid,
+                lr=self.lr,
+                total_steps=total,
+                thresholds=THRESHOLDS,
+                correct=correct,
             )
 
         return run_trials(self.steps, self.ratios, forecaster, run=self.name, configuration=self.configuration)
@@ -109,12 +117,12 @@ def load(file: Path) -> Recorded:
         )
 
 
-def ways(runs: Sequence[Recorded], quick: bool, folds: int) -> Iterator[tuple[str, list[Trial]]]:
+def ways(runs: Sequence[Recorded], quick: Path | None, folds: int) -> Iterator[tuple[str, list[Trial]]]:
     """Ways to forecast, and their trials."""
     yield "in-run mixture alone", [trial for run in runs for trial in run.trials(None)]
     if quick:
-        correct = load_combiner(packaged_path()).correct
-        yield "packaged model", [trial for run in runs for trial in run.trials(correct)]
+        correct = load_combiner(quick).correct
+        yield "model", [trial for run in runs for trial in run.trials(correct)]
         return
     yield from transfers(runs)
     yield "configuration left out", left_out(runs, folds)
@@ -161,6 +169,7 @@ def assess(trials: Sequence[Trial], runs: Sequence[Recorded]) -> dict[str, Any]:
     return {
         "scores": {name: with_intervals(own) for name, own in (groups | scores).items()},
         "peaks": {name: peaks([t for t in trials if name in ("all", of[t.run])], runs) for name in (*groups, *scores)},
+        "crossings": crossings(trials, runs),
         "leads": leads(trials),
         "seeds": seeds(trials, runs),
     }
@@ -255,6 +264,41 @@ def holds(peak: Any, step: float) -> bool:
     return bool(peak.low <= step and (peak.high is None or step <= peak.high))
 
 
+def crossings(trials: Sequence[Trial], runs: Sequence[Recorded]) -> list[dict[str, Any]]:
+    """For each cutoff and threshold: the Brier score of "it is crossed before the end", of layers that were below it.
+
+    Scores are means over layers, for crossings are few. The constant is the share of these very layers that crossed.
+    """
+    ratios, steps = {run.name: run.ratios for run in runs}, {run.name: run.steps for run in runs}
+    rows = []
+    for percent in CUTOFFS:
+        for threshold in THRESHOLDS:
+            said, came = [], []
+            for trial in (t for t in trials if t.percent == percent):
+                later = steps[trial.run] > trial.at
+                for layer in trial.layers:
+                    over, crossing = ratios[trial.run][layer.layer - 1] >= threshold, layer.crossings[threshold]
+                    if crossing is not None and not over[~later].any():
+                        said.append(crossing.probability)
+                        came.append((trial.run, bool(over.any())))
+            p, y = np.array(said), np.array([crossed for _, crossed in came])
+            if y.any():
+                rows.append(
+                    {
+                        "percent": percent,
+                        "threshold": threshold,
+                        "layers": len(y),
+                        "crossed": int(y.sum()),
+                        "runs_crossed": len({run for run, crossed in came if crossed}),
+                        "brier": float(((p - y) ** 2).mean()),
+                        "brier_of_constant": float(y.mean() * (1 - y.mean())),
+                        "probability_where_crossed": float(p[y].mean()),
+                        "probability_elsewhere": float(p[~y].mean()),
+                    }
+                )
+    return rows
+
+
 def leads(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
     """For each cutoff: mean weight of past runs, share of runs that the in-run mixture led, and that it had alone."""
     found = {}
@@ -330,7 +374,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument(
-        "--quick", action="store_true", help="retrain nothing: the packaged model and the mixture alone"
+        "--quick",
+        type=Path,
+        nargs="?",
+        const=packaged_path(),
+        metavar="MODEL",
+        help="retrain nothing: MODEL and the mixture alone",
     )
     parser.add_argument("--folds", type=int, default=10, help="retrainings (default: %(default)s)")
     parser.add_argument("--out", type=Path)

@@ -3,7 +3,7 @@
     python benchmarks/predictor.py pack FOLDER…         # recorded runs (NAME.npz of make_runs.py) → the packaged data
     python benchmarks/predictor.py table3 [--data RUNS] # the paper's Table 3, by rows and by whole models
     python benchmarks/predictor.py trajectories         # final ratio and intervals, whole shapes held out; seeds
-    python benchmarks/predictor.py prior                # the forecast with and without the prior, at 5 and 10 % seen
+    python benchmarks/predictor.py prior [FOLDER…]      # the forecast with and without the prior, at 5 and 10 % seen
     python benchmarks/predictor.py explain --out FOLDER [--data RUNS]   # what decides K, λ and the final ratio; figures
 
 All read the packaged sweep, but with ``--data``, which takes runs that ``ma-monitor import --hub`` made of the paper's
@@ -45,8 +45,10 @@ from ma_monitor.architecture.predictor import PACKAGED as PREDICTOR
 from ma_monitor.architecture.predictor import (
     SETTINGS,
     TIMES,
+    Predictor,
     Table,
     fit_predictor,
+    load_predictor,
     log_trajectories,
     make_table,
     places,
@@ -358,46 +360,73 @@ RECENT = 5
 """Measurements whose mean ln ratio says where a layer is now."""
 
 
-def with_prior() -> dict[str, Any]:
-    """Forecasts made early in a training, alone and with what a predictor of the other shapes expected beforehand."""
+def with_prior(folders: Sequence[Path]) -> dict[str, Any]:
+    """Forecasts made early in a training, alone and with what a predictor of the other shapes expected beforehand.
+
+    Besides, of the runs in ``folders``, which are of other recipes: the packaged predictor, and a forecast that learned
+    from the sweeps alone.
+    """
     begin = time.perf_counter()
     sweep = load_sweep()
     own = [one for one in sweep if one.kind == "gpu"]
     table = make_table(own)
     shapes = [int(table.group[table.training == number][0]) for number in range(len(own))]
     learned = learned_without(own, [one for one in sweep if one.kind != "gpu"], shapes)
-    scores: dict[str, dict[str, list[Floats]]] = {}
-    groups: dict[str, list[int]] = {}
+    asked = []
     for number, one in enumerate(own):
-        others = [other for i, other in enumerate(own) if shapes[i] != shapes[number]]
-        teacher = fit_predictor(others)
-        expected = prior(one.shape, len(one.lr) - 1, one.lr, teacher)
-        for share in SEEN:
-            key = f"{share:.0%} seen"
-            for name, (error, inside) in early(one, expected, share, learned[shapes[number]]).items():
-                scores.setdefault(key, {}).setdefault(name, []).append(np.stack([error, inside]))
-            groups.setdefault(key, []).append(shapes[number])
-    out: dict[str, Any] = {}
-    for key, ways in scores.items():
-        group = np.array(groups[key])
-        each = {name: np.array([values.mean(axis=1) for values in models]) for name, models in ways.items()}
-        out[key] = {
-            name: {
-                "mean abs log error": float(values[:, 0].mean()),
-                "interval": bootstrap(group, mean_of(values[:, 0])),
-                "coverage of 80 % intervals": float(values[:, 1].mean()),
-            }
-            for name, values in each.items()
+        teacher = fit_predictor([other for i, other in enumerate(own) if shapes[i] != shapes[number]])
+        asked.append((one, teacher, learned[shapes[number]], shapes[number]))
+    out = {f"{share:.0%} seen": weighed(asked, share) for share in SEEN}
+    if folders:
+        others = [read_recorded(file) for folder in folders for file in sorted(folder.glob("*.npz"))]
+        taught = [training.PastRun(one.name, one.steps.astype(np.float64), one.ratios, one.lr) for one in sweep]
+        correct, packaged = training.train(taught).correct, load_predictor()
+        asked = [(one, packaged, correct, number) for number, one in enumerate(others)]
+        out["other recipes"] = {
+            "trainings": len(others),
+            "before training": beforehand(others, packaged),
+            **{f"{share:.0%} seen": weighed(asked, share) for share in (*SEEN, 0.2, 0.4)},
         }
-        for name in ("in-run forecast", "learned forecast"):
-            alone, joined = each[name][:, 0], each[f"{name} with the prior"][:, 0]
-            out[key][f"{name}: with / without"] = {
-                "value": float(joined.mean() / alone.mean()),
-                "interval": bootstrap(group, mean_of(joined, alone)),
-                "better in": f"{int((joined < alone).sum())} of {len(alone)} trainings",
-            }
     print(json.dumps(out, indent=1, ensure_ascii=False))
     return {"seconds": round(time.perf_counter() - begin, 1), "trainings": len(own), **out}
+
+
+def beforehand(trainings: Sequence[Training], teacher: Predictor) -> dict[str, float]:
+    """How far the final ln ratio lay from what was predicted before the training, and how often within 80 %."""
+    errors, inside = [], []
+    for one in trainings:
+        last, truth = teacher.quantiles(one.shape, recipe_of(one.lr))[:, :, -1], np.log(one.ratios[:, -1])
+        low, middle, high = (last[:, LEVELS.index(level)] for level in (0.1, 0.5, 0.9))
+        errors.append(np.abs(middle - truth).mean())
+        inside.append(((low <= truth) & (truth <= high)).mean())
+    return {"median abs log error": float(np.median(errors)), "coverage of 80 % intervals": float(np.mean(inside))}
+
+
+def weighed(asked: Sequence[tuple[Training, Predictor, Correct, int]], share: float) -> dict[str, Any]:
+    """Scores at a share of trainings, each with its own predictor, learned forecast and number of its shape."""
+    ways: dict[str, list[list[float]]] = {}
+    for one, teacher, correct, _ in asked:
+        expected = prior(one.shape, len(one.lr) - 1, one.lr, teacher)
+        for name, (error, inside) in early(one, expected, share, correct).items():
+            ways.setdefault(name, []).append([float(error.mean()), float(inside.mean())])
+    group = np.array([number for *_, number in asked])
+    each = {name: np.array(values) for name, values in ways.items()}
+    out: dict[str, Any] = {
+        name: {
+            "mean abs log error": float(values[:, 0].mean()),
+            "interval": bootstrap(group, mean_of(values[:, 0])),
+            "coverage of 80 % intervals": float(values[:, 1].mean()),
+        }
+        for name, values in each.items()
+    }
+    for name in ("in-run forecast", "learned forecast"):
+        alone, joined = each[name][:, 0], each[f"{name} with the prior"][:, 0]
+        out[f"{name}: with / without"] = {
+            "value": float(joined.mean() / alone.mean()),
+            "interval": bootstrap(group, mean_of(joined, alone)),
+            "better in": f"{int((joined < alone).sum())} of {len(alone)} trainings",
+        }
+    return out
 
 
 def mean_of(values: Floats, over: Floats | None = None) -> Callable[[NDArray[Any]], float]:
@@ -483,7 +512,7 @@ def main() -> None:
     """Does one of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("pack", "table3", "trajectories", "prior", "explain"))
-    parser.add_argument("folders", nargs="*", type=Path, help="of recorded runs, to pack")
+    parser.add_argument("folders", nargs="*", type=Path, help="of recorded runs: those to pack, or others to score")
     parser.add_argument("--data", type=Path, help="runs of the paper's data, for table3 and explain")
     parser.add_argument("--out", type=Path, help="folder for figures, of explain")
     options = parser.parse_args()
@@ -492,12 +521,13 @@ def main() -> None:
         return
     if options.what == "explain" and options.out is None:
         parser.error("explain writes figures: give --out FOLDER")
-    result = {
+    actions: dict[str, Callable[[], dict[str, Any]]] = {
         "explain": lambda: explanations(options.data, options.out),
         "table3": lambda: table3(options.data),
         "trajectories": trajectories,
-        "prior": with_prior,
-    }[options.what]()
+        "prior": lambda: with_prior(options.folders),
+    }
+    result = actions[options.what]()
     name = options.what + ("-published" if options.data else "")
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (RESULTS / f"predictor-{name}.json").write_text(text + "\n", encoding="utf-8")

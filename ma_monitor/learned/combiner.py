@@ -37,6 +37,8 @@ UNLIKE_WIDER = 1.3
 """Factor on the band of a run unlike all past ones."""
 FLAT = 0.1
 """Layers that moved less than this in ln ratio are left to their own mixture, those that moved twice as far are not."""
+LENGTHS = (2500, 5000)
+"""Planned updates from which on runs are calibrated with runs of such a length alone."""
 LONGER_WIDER = 1.5
 """What an e-fold of length beyond that of past runs adds to the band, times the square of the trees' share."""
 
@@ -48,8 +50,8 @@ class Combiner:
     Attributes:
         document: XGBoost's JSON of the trees.
         trees: The same as they are followed: 10, 50 and 90 % quantiles of the scaled change, from ``inputs.NAMES``.
-        widen: Factor on the distances of the band's lower and upper ends from the median, by share of the run seen,
-            ``[bins, 2]``.
+        widen: Factor on the distances of the band's lower and upper ends from the median, by planned length
+            (``LENGTHS``) and share of the run seen (``part_of``), ``[3, 3, 2]``.
         centre: Medians of the state's inputs over past runs, ``[S]``.
         spread: Their spreads, ``[S]``.
         states: States of past runs in these units, ``[N, S]``.
@@ -92,7 +94,9 @@ class Combiner:
         centre = inputs.now[:, None] + middle * inputs.scale
         longer = float(np.log(max(1.0, inputs.planned / self.length)))
         wider = (1 + (UNLIKE_WIDER - 1) * (1 - alike)) * (1 + LONGER_WIDER * longer * weight**2)
-        below, above = (wider * (1 + moves * (factor - 1)) for factor in self.widen[part_of(inputs.seen)])
+        below, above = (
+            wider * (1 + moves * (factor - 1)) for factor in self.widen[kind_of(inputs.planned), part_of(inputs.seen)]
+        )
         own = moves * weight
         return Correction(
             ahead=inputs.ahead,
@@ -139,8 +143,9 @@ def from_dict(document: dict[str, Any]) -> Combiner:
     widen, centre, spread, states = (
         np.array(document[key], dtype=float) for key in ("widen", "centre", "spread", "states")
     )
-    size = len(STATE)
-    if (widen.shape, centre.shape, spread.shape, states.shape[1:]) != ((3, 2), (size,), (size,), (size,)):
+    size, whole = len(STATE), (len(LENGTHS) + 1, 3, 2)
+    widen = np.broadcast_to(widen, whole) if widen.shape == whole[1:] else widen  # of before lengths were told apart
+    if (widen.shape, centre.shape, spread.shape, states.shape[1:]) != (whole, (size,), (size,), (size,)):
         raise ValueError("its arrays have other shapes than this version's")
     usual, length = float(document["usual"]), float(document["length"])
     finite = all(np.isfinite(values).all() for values in (widen, centre, spread, states, usual, length))
@@ -189,6 +194,11 @@ def _blend(weight: Floats, learned: Floats, own: Floats) -> Floats:
 def part_of(seen: float) -> int:
     """Which of the calibration's three parts of a run this share lies in."""
     return int(np.searchsorted((0.25, 0.5), seen, side="right"))
+
+
+def kind_of(planned: int) -> int:
+    """Which of the calibration's three kinds of run this length makes: a tenth of a long one tells less of the rest."""
+    return int(np.searchsorted(LENGTHS, planned, side="right"))
 
 
 def nearest(states: Floats, among: Floats) -> Floats:

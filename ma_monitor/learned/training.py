@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ma_monitor.errors import ConfigError
 from ma_monitor.learned.boosting import import_xgboost, read_trees
-from ma_monitor.learned.combiner import Combiner, nearest, part_of
+from ma_monitor.learned.combiner import LENGTHS, Combiner, kind_of, nearest, part_of
 from ma_monitor.learned.inputs import NAMES, Inputs, inputs_of
 from ma_monitor.numerics.clock import learning_rate_clock
 from ma_monitor.numerics.mixture import make_mixture
@@ -110,16 +110,14 @@ def train_on(cases: Sequence[Case], *, card: Mapping[str, object] | None = None)
     fold = {name: i % FOLDS for i, name in enumerate(names)}
     centre, spread, states, usual = _states(cases)
     length = float(np.quantile([max(c.inputs.planned for c in cases if c.configuration == n) for n in names], 0.9))
-    beyond: list[list[Floats]] = [[], [], []]
+    beyond: list[tuple[Case, Floats]] = []
     for left_out in range(FOLDS):
         document = _boost([case for case in cases if fold[case.configuration] != left_out])
         part = Combiner(
-            document, read_trees(document, len(NAMES)), np.ones((3, 2)), centre, spread, states, usual, length, {}
+            document, read_trees(document, len(NAMES)), np.ones((3, 3, 2)), centre, spread, states, usual, length, {}
         )
-        for case in cases:
-            if fold[case.configuration] == left_out:
-                beyond[part_of(case.inputs.seen)].append(_beyond(part, case))
-    widen = WIDER * np.stack([_conformal(group) for group in beyond])
+        beyond += [(case, _beyond(part, case)) for case in cases if fold[case.configuration] == left_out]
+    widen = WIDER * np.stack([_widths(beyond, kind) for kind in range(len(LENGTHS) + 1)])
     facts = {"runs": len({case.run for case in cases}), "configurations": len(names)}
     document = _boost(cases)
     trees, told = read_trees(document, len(NAMES)), {**facts, **(card or {})}
@@ -162,6 +160,17 @@ def _beyond(part: Combiner, case: Case) -> Floats:
     away = case.came - (middle + correction.shift)
     width = np.where(away < 0, correction.below * (middle - low), correction.above * (high - middle))
     return np.asarray((away / np.maximum(width, 1e-9)).ravel())
+
+
+def _widths(beyond: Sequence[tuple[Case, Floats]], kind: int) -> Floats:
+    """Factors for runs of one kind of length, by share of the run seen, ``[3, 2]``: of such runs if they are enough."""
+
+    def parts(group: Sequence[tuple[Case, Floats]]) -> list[list[Floats]]:
+        return [[away for case, away in group if part_of(case.inputs.seen) == part] for part in range(3)]
+
+    own = [(case, away) for case, away in beyond if kind_of(case.inputs.planned) == kind]
+    enough = len({case.configuration for case, _ in own}) >= 2 * FOLDS and all(parts(own))
+    return np.stack([_conformal(part) for part in parts(own if enough else beyond)])
 
 
 def _conformal(beyond: Sequence[Floats]) -> Floats:

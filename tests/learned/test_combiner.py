@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ma_monitor import Run
 from ma_monitor.analysis import forecast_run
 from ma_monitor.errors import ConfigError
-from ma_monitor.learned.combiner import adopt, from_dict, load
+from ma_monitor.learned.combiner import adopt, from_dict, kind_of, load, part_of
 from ma_monitor.learned.inputs import NAMES, inputs_of
 from ma_monitor.numerics.clock import learning_rate_clock, step_clock
 from ma_monitor.numerics.forecast import forecast
@@ -99,7 +99,7 @@ def test_a_run_unlike_all_past_ones_is_left_to_its_own_mixture_with_a_wider_band
     np.testing.assert_array_equal(correction.shift, 0)
     usual = taught().correct(_mixture(), TOTAL)
     assert "unlike" not in usual.words
-    assert correction.below.min() > 1.2 * taught().widen[1, 0]
+    assert correction.below.min() > 1.2 * taught().widen[0, 1, 0]
 
 
 def test_layers_that_do_not_move_are_left_to_their_own_mixture() -> None:
@@ -131,6 +131,7 @@ def test_a_few_updates_before_the_end_all_is_finite(left: int) -> None:
     [
         ({"usual": 0}, "widths above 0"),
         ({"widen": [[1, 1], [1, float("nan")], [1, 1]]}, "must be finite"),
+        ({"widen": [[1, 1], [1, 1]]}, "other shapes"),
         ({"states": [[0.0]]}, "other shapes"),
         ({"inputs": ["one"]}, "other inputs"),
         ({"schema_version": 2}, "schema version 2, this ma_monitor reads 1"),
@@ -139,6 +140,27 @@ def test_a_few_updates_before_the_end_all_is_finite(left: int) -> None:
 def test_hostile_numbers_are_refused(change: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         from_dict({**taught().to_dict(), **change})
+
+
+def test_a_file_of_before_lengths_were_told_apart_is_read() -> None:
+    old = from_dict({**taught().to_dict(), "widen": [[1.0, 1.1], [1.2, 1.3], [1.4, 1.5]]})
+    assert [old.widen[kind_of(planned), 1, 0] for planned in (1, 2499, 2500, 4999, 5000, 10**6)] == [1.2] * 6
+
+
+def test_a_run_is_calibrated_with_those_of_its_length() -> None:
+    """Bands scale with the factors of the run's own kind and with no other's."""
+    inputs = inputs_of(_mixture(), np.array([300.0, float(TOTAL)]), TOTAL)
+    assert [kind_of(planned) for planned in (2499, 2500, 4999, 5000)] == [0, 1, 1, 2]
+    part, seen = replace(taught(), length=1e9), part_of(inputs.seen)
+    for kind, planned in enumerate((600, 3000, 9000)):
+        widen, others = part.widen.copy(), np.full_like(part.widen, 9.0)
+        widen[kind, seen] *= (2, 3)
+        others[kind, seen] = part.widen[kind, seen]
+        asked = replace(inputs, planned=planned)
+        own, wider, still = (replace(part, widen=factors).correct_at(asked) for factors in (part.widen, widen, others))
+        np.testing.assert_allclose(wider.below / own.below, 2)
+        np.testing.assert_allclose(wider.above / own.above, 3)
+        np.testing.assert_array_equal(still.below, own.below)
 
 
 def test_trees_that_lead_nowhere_are_refused() -> None:

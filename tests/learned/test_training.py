@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 
 from ma_monitor.cli.__main__ import main
 from ma_monitor.errors import ConfigError, MissingExtraError
-from ma_monitor.learned.combiner import load
+from ma_monitor.learned.combiner import load, part_of
 from ma_monitor.learned.correction import packaged_path
-from ma_monitor.learned.training import CUTOFFS, FOLDS, PastRun, cases_of, train
+from ma_monitor.learned.training import CUTOFFS, FOLDS, WIDER, PastRun, _beyond, _widths, cases_of, train
 from tests.learned.past import LR, STEPS, past_run, taught
 
 
@@ -47,6 +48,37 @@ def test_few_configurations_teach_nothing() -> None:
         train([past_run(seed) for seed in range(9)])
     with pytest.raises(ConfigError, match="got 1;"):
         train([PastRun("one", STEPS, past_run(seed).ratios, LR) for seed in range(20)])
+
+
+def test_lengths_with_enough_configurations_are_calibrated_apart() -> None:
+    """Factors of a kind are the quantiles of its own cases, each weighing the same; too few borrow everybody's."""
+    combiner = taught()
+    cases = [case for seed in range(2 * FOLDS + 9) for case in cases_of(past_run(seed))]
+    names = sorted({case.configuration for case in cases})
+    long = set(names[: 2 * FOLDS])  # which are enough; nine are not, and none is of the middle kind
+    cases = [
+        replace(case, inputs=replace(case.inputs, planned=9000 if case.configuration in long else 600))
+        for case in cases
+    ]
+    beyond = [(case, (1 + 4 * (case.configuration in long)) * _beyond(combiner, case)) for case in cases]
+    short, middle, longer = (_widths(beyond, kind) for kind in range(3))
+    for kind, found in ((None, short), (None, middle), (9000, longer)):
+        for part in range(3):
+            values = [
+                (float(value), 1 / away.size)
+                for case, away in beyond
+                if part_of(case.inputs.seen) == part and kind in (None, case.inputs.planned)
+                for value in away
+            ]
+            for side, level in ((0, 0.1), (1, 0.9)):
+                end = found[part, side] * (1 if side else -1)
+                total = sum(weight for _, weight in values)
+                below = sum(weight for value, weight in values if value < end) / total
+                within = sum(weight for value, weight in values if value <= end) / total
+                assert below - 1e-9 <= level <= within + 1e-9  # sums in another order
+                assert found[part, side] > 0.1, "no factor is at its least, which would hide the quantile"
+    assert (longer > short).all()
+    assert WIDER > 1
 
 
 def test_training_needs_xgboost(monkeypatch: pytest.MonkeyPatch) -> None:
