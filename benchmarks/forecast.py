@@ -1,6 +1,6 @@
 """Scores the forecast on real runs: what is learned from past runs, and the in-run mixture without it.
 
-    python benchmarks/forecast.py [RUN.npz...] [--quick [MODEL]] [--folds N] [--out results/forecast.json]
+    python benchmarks/forecast.py [RUN.npz...] [--quick] [--model MODEL] [--folds N] [--out results/forecast.json]
 
 From 10, 20, 40, 60 and 80 % of each run on the rest is forecast and compared with four rules (``numerics/backtest.py``
 says how). What is learned is retrained for every fold, and never sees a configuration it is scored on (seeds of one
@@ -117,11 +117,11 @@ def load(file: Path) -> Recorded:
         )
 
 
-def ways(runs: Sequence[Recorded], quick: Path | None, folds: int) -> Iterator[tuple[str, list[Trial]]]:
+def ways(runs: Sequence[Recorded], model: Path | None, folds: int) -> Iterator[tuple[str, list[Trial]]]:
     """Ways to forecast, and their trials."""
     yield "in-run mixture alone", [trial for run in runs for trial in run.trials(None)]
-    if quick:
-        correct = load_combiner(quick).correct
+    if model:
+        correct = load_combiner(model).correct
         yield "model", [trial for run in runs for trial in run.trials(correct)]
         return
     yield from transfers(runs)
@@ -282,7 +282,7 @@ def crossings(trials: Sequence[Trial], runs: Sequence[Recorded]) -> list[dict[st
                         said.append(crossing.probability)
                         came.append((trial.run, bool(over.any())))
             p, y = np.array(said), np.array([crossed for _, crossed in came])
-            if y.any():
+            if y.size:
                 rows.append(
                     {
                         "percent": percent,
@@ -292,8 +292,8 @@ def crossings(trials: Sequence[Trial], runs: Sequence[Recorded]) -> list[dict[st
                         "runs_crossed": len({run for run, crossed in came if crossed}),
                         "brier": float(((p - y) ** 2).mean()),
                         "brier_of_constant": float(y.mean() * (1 - y.mean())),
-                        "probability_where_crossed": float(p[y].mean()),
-                        "probability_elsewhere": float(p[~y].mean()),
+                        "probability_where_crossed": float(p[y].mean()) if y.any() else None,
+                        "probability_elsewhere": float(p[~y].mean()) if not y.all() else None,
                     }
                 )
     return rows
@@ -373,14 +373,8 @@ def main() -> None:
     """Prints tables and, where asked, writes all scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument(
-        "--quick",
-        type=Path,
-        nargs="?",
-        const=packaged_path(),
-        metavar="MODEL",
-        help="retrain nothing: MODEL and the mixture alone",
-    )
+    parser.add_argument("--quick", action="store_true", help="retrain nothing: MODEL and the mixture alone")
+    parser.add_argument("--model", type=Path, default=packaged_path(), help="of --quick (default: the packaged one)")
     parser.add_argument("--folds", type=int, default=10, help="retrainings (default: %(default)s)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -391,7 +385,7 @@ def main() -> None:
         "folds": None if options.quick else options.folds,
         "ways": {},
     }
-    for name, trials in ways(runs, options.quick, options.folds):
+    for name, trials in ways(runs, options.model if options.quick else None, options.folds):
         document["ways"][name] = assess(trials, runs)
         for group, scores in document["ways"][name]["scores"].items():
             print(f"\n{name}: {group}\n\n{error_table(scores)}", flush=True)

@@ -5,10 +5,9 @@
 Six sets. ``varied`` and ``large`` (GPU), ``tiny`` and ``long`` (CPU) vary everything, to learn forecasting from;
 ``sweep`` (GPU) and ``tiny_sweep`` (CPU) vary the shape alone, to learn what it does. Every training is a real Hugging
 Face Trainer with this project's callback, in a process of its own; several go at once. CORPUS holds documents separated
-by NUL bytes.
-OUT gets one ``NAME.npz`` a training that ended (``steps [T]``, ``stats [T, n, k + 1, L]``, ``lr``, and the
-configuration as JSON), which ``ma-monitor import`` reads. Take at most four at once on one
-GPU, or eight where NVIDIA's multi-process service runs (``nvidia-cuda-mps-control -d``).
+by NUL bytes. OUT gets one ``NAME.npz`` a training that ended (``steps [T]``, ``stats [T, n, k + 1, L]``, ``lr``, and
+the configuration as JSON), which ``ma-monitor import`` reads. Take at most four at once on one GPU, or eight where
+NVIDIA's multi-process service runs (``nvidia-cuda-mps-control -d``).
 
     python benchmarks/make_runs.py CORPUS.txt.xz OUT --pack FOLDER
 
@@ -253,8 +252,9 @@ TRAININGS = {training.name: training for trainings in SETS.values() for training
 
 
 def cost(training: Training) -> float:
-    """About how long it takes, to begin with the longest: a small layer costs its kernels' start, a large one more."""
-    return training.steps * training.layers * (1 + training.batch * training.length * training.width / 1e7)
+    """About how long it takes, to begin with the longest: on a GPU a small layer costs its kernels' start alone."""
+    size = training.batch * training.length * training.width
+    return training.steps * training.layers * (1 + size / (1e7 if training.kind == "gpu" else 1e4))
 
 
 def tokenize(corpus: Path, work: Path, vocabulary: int) -> None:

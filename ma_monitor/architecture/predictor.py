@@ -182,8 +182,7 @@ class Predictor:
     def center(self, shape: Shape, recipe: Recipe) -> Floats:
         """What is expected of ln ratio, before errors are looked at: ``[L, G]``."""
         x = row_features(shape, recipe)
-        lines = np.clip(x, *self.ends) @ self.slopes + self.level
-        return (self._model.predict(x) + lines) / 2
+        return (self._model.predict(x) + on_lines(x, self.slopes, self.level, self.ends)) / 2
 
     def familiarity(self, shape: Shape, recipe: Recipe) -> tuple[float, float]:
         """Distance from the nearest shape learned from, and the largest such distance among those themselves."""
@@ -202,6 +201,11 @@ class Predictor:
     def quantiles(self, shape: Shape, recipe: Recipe) -> Floats:
         """Quantiles of ln ratio at ``LEVELS``, ``[L, len(LEVELS), G]``, as wide as errors on shapes held out were."""
         return self.center(shape, recipe)[:, None] + self.scale(shape, recipe) * self.spread
+
+
+def on_lines(x: Floats, slopes: Floats, level: Floats, ends: Floats) -> Floats:
+    """What lines say of features ``[N, F]``, those beyond the ends as at the ends: ``[N, G]``."""
+    return np.asarray(np.clip(x, *ends) @ slopes + level)
 
 
 def distances(models: Floats, shapes: Floats) -> Floats:
@@ -246,7 +250,7 @@ def fit_predictor(trainings: Sequence[Training]) -> Predictor:
 
     Raises:
         ConfigError: If there are fewer than two shapes.
-        MissingExtraError: If xgboost or scikit-learn is not installed.
+        MissingExtraError: If xgboost is not installed.
     """
     table = make_table(trainings)
     count = len(table.shapes)
@@ -273,9 +277,8 @@ def held_out_errors(table: Table) -> Floats:
     for part in np.array_split(order, min(FOLDS, len(order))):
         test = np.isin(table.group, part)
         x, y = table.features[~test], table.values[~test]
-        slopes, level, ends = _lines(x, y)
-        lines = np.clip(table.features[test], *ends) @ slopes + level
-        predicted = (_trees(x, y).predict(table.features[test]) + lines) / 2
+        asked = table.features[test]
+        predicted = (_trees(x, y).predict(asked) + on_lines(asked, *_lines(x, y))) / 2
         rest = np.delete(table.shapes, part, axis=0)
         far = distances(table.models[test], rest).min(axis=1) / usual_distance(table.shapes)
         out[test] = (table.values[test] - predicted) / (1 + far)[:, None]

@@ -38,7 +38,7 @@ UNLIKE_WIDER = 1.3
 FLAT = 0.1
 """Layers that moved less than this in ln ratio are left to their own mixture, those that moved twice as far are not."""
 LENGTHS = (2500, 5000)
-"""Planned updates from which on runs are calibrated with runs of such a length alone."""
+"""Planned updates at which kinds of run begin; each is calibrated with runs of its own kind where they are enough."""
 LONGER_WIDER = 1.5
 """What an e-fold of length beyond that of past runs adds to the band, times the square of the trees' share."""
 

@@ -119,8 +119,9 @@ def test_trust_is_whole_within_the_usual_distance(predictor: Predictor, sweep: l
     recipe = recipe_of(LR)
     assert predictor.trust(sweep[0].shape, recipe) == 1
     far = make_shape(48, 4096, 32)
-    assert predictor.trust(far, recipe) == pytest.approx((2 / predictor.scale(far, recipe)) ** 2)
-    assert predictor.trust(far, recipe) < 0.5
+    distance, usual = predictor.familiarity(far, recipe)
+    assert predictor.trust(far, recipe) == pytest.approx(4 / (1 + distance / usual) ** 2)
+    assert predictor.trust(make_shape(96, 8192, 32), recipe) < predictor.trust(far, recipe) < 0.5
 
 
 def test_distances_written_out() -> None:

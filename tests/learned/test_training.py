@@ -12,7 +12,7 @@ from ma_monitor.cli.__main__ import main
 from ma_monitor.errors import ConfigError, MissingExtraError
 from ma_monitor.learned.combiner import load, part_of
 from ma_monitor.learned.correction import packaged_path
-from ma_monitor.learned.training import CUTOFFS, FOLDS, WIDER, PastRun, _beyond, _widths, cases_of, train
+from ma_monitor.learned.training import CUTOFFS, FOLDS, PastRun, _beyond, _widths, cases_of, train
 from tests.learned.past import LR, STEPS, past_run, taught
 
 
@@ -78,7 +78,8 @@ def test_lengths_with_enough_configurations_are_calibrated_apart() -> None:
                 assert below - 1e-9 <= level <= within + 1e-9  # sums in another order
                 assert found[part, side] > 0.1, "no factor is at its least, which would hide the quantile"
     assert (longer > short).all()
-    assert WIDER > 1
+    without = [(case, away) for case, away in beyond if case.inputs.planned == 600 or part_of(case.inputs.seen) > 0]
+    np.testing.assert_array_equal(_widths(without, 2), _widths(without, 1))  # nothing of their first quarter is known
 
 
 def test_training_needs_xgboost(monkeypatch: pytest.MonkeyPatch) -> None:
