@@ -128,7 +128,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seq-len", type=positive, help="tokens of a row")
     add("--learning-rate", type=float, help="highest rate of the schedule")
     add("--phenomena", default="", help="what to measure besides, names with commas between, or `all` (default: none)")
-    add("--every", type=positive, help="updates between measurements (default: 20 times, and more often at the start)")
+    add("--every", type=positive, help="updates between measurements (default: 15 times, and more often at the start)")
     add("--report-to", nargs="+", default=["tensorboard"], help="where the Trainer reports to (default: tensorboard)")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--output-dir", type=Path, default=Path("runs/train_pythia_like"))
@@ -139,7 +139,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.batch_size = options.batch_size or shape.batch
     options.seq_len = options.seq_len or shape.length
     options.learning_rate = options.learning_rate or shape.learning_rate
-    options.every = options.every or max(1, options.max_steps // 20)
+    options.every = options.every or max(1, options.max_steps // 15)
     return options
 
 
