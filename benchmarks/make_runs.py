@@ -34,6 +34,8 @@ from numpy.typing import NDArray
 
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT_ROWS = 10
+Family = Literal["neox", "llama"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +44,12 @@ class Training:
 
     name: str
     kind: Literal["gpu", "cpu"]
-    family: Literal["neox", "llama"]
+    family: Family
     layers: int
     width: int
     heads: int
     rate: float
-    schedule: Literal["cosine", "linear", "constant", "wsd"]
+    schedule: Schedule
     steps: int
     batch: int
     length: int = 256
@@ -56,30 +58,22 @@ class Training:
     seed: int = 0
 
 
+def _shaped(
+    kind: Literal["gpu", "cpu"], family: Family, shape: str, rate: float, schedule: Schedule, steps: int, **more: Any
+) -> Training:
+    """A training named by its shape, which is layers x width x heads; the MLP is the family's usual one."""
+    layers, width, heads = (int(number) for number in shape.split("x"))
+    seed = more.get("seed", 0)
+    name = f"{kind}-{family}-{layers}x{width}-{schedule}-{steps}" + (f"-seed{seed}" if seed else "")
+    usual = {"mlp": 4.0 if family == "neox" else 8 / 3}
+    return Training(name, kind, family, layers, width, heads, rate, schedule, steps, **usual | more)
+
+
 def varied_trainings() -> list[Training]:
     """Trainings for GPUs, the longest first: families, shapes, rates, schedules, lengths and batches all differ."""
 
-    def one(
-        family: Literal["neox", "llama"], shape: str, rate: float, schedule: Any, steps: int, **more: Any
-    ) -> Training:
-        layers, width, heads = (int(number) for number in shape.split("x"))
-        mlp = more.pop("mlp", 4.0 if family == "neox" else 8 / 3)
-        seed = more.pop("seed", 0)
-        name = f"gpu-{family}-{layers}x{width}-{schedule}-{steps}" + (f"-seed{seed}" if seed else "")
-        return Training(
-            name,
-            "gpu",
-            family,
-            layers,
-            width,
-            heads,
-            rate,
-            schedule,
-            steps,
-            mlp=mlp,
-            seed=seed,
-            **{"batch": 32, "length": 128} | more,
-        )
+    def one(family: Family, shape: str, rate: float, schedule: Schedule, steps: int, **more: Any) -> Training:
+        return _shaped("gpu", family, shape, rate, schedule, steps, **{"batch": 32, "length": 128} | more)
 
     return [
         one("neox", "4x256x4", 3e-3, "cosine", 15_000, batch=16),
@@ -111,12 +105,9 @@ def large_trainings() -> list[Training]:
     """Trainings for GPUs that go on for longer or see far more tokens than the varied ones."""
 
     def one(
-        family: Literal["neox", "llama"], shape: str, rate: float, schedule: Any, steps: int, rows: int, length: int
+        family: Family, shape: str, rate: float, schedule: Schedule, steps: int, rows: int, length: int
     ) -> Training:
-        layers, width, heads = (int(number) for number in shape.split("x"))
-        name = f"gpu-{family}-{layers}x{width}-{schedule}-{steps}"
-        mlp = 4.0 if family == "neox" else 8 / 3
-        return Training(name, "gpu", family, layers, width, heads, rate, schedule, steps, rows, length, mlp)
+        return _shaped("gpu", family, shape, rate, schedule, steps, batch=rows, length=length)
 
     return [
         one("neox", "4x256x4", 3e-3, "constant", 20_000, 16, 128),
@@ -136,7 +127,7 @@ def tiny_trainings() -> list[Training]:
     out = []
     for number in range(72):
         heads = int(draw.choice([2, 4, 8]))
-        family: Literal["neox", "llama"] = "neox" if draw.random() < 0.6 else "llama"
+        family: Family = "neox" if draw.random() < 0.6 else "llama"
         out.append(
             Training(
                 f"cpu-{family}-{number:02d}",
@@ -161,10 +152,9 @@ def tiny_trainings() -> list[Training]:
 def long_trainings() -> list[Training]:
     """Trainings for single cores that go on far longer than the others: every schedule, 8,000 to 20,000 updates."""
 
-    def one(family: Literal["neox", "llama"], shape: str, rate: float, schedule: Any, steps: int) -> Training:
-        layers, width, heads = (int(number) for number in shape.split("x"))
-        name = f"cpu-{family}-{layers}x{width}-{schedule}-{steps}"
-        return Training(name, "cpu", family, layers, width, heads, rate, schedule, steps, 8, length=64, vocabulary=2048)
+    def one(family: Family, shape: str, rate: float, schedule: Schedule, steps: int) -> Training:
+        small = {"batch": 8, "length": 64, "mlp": 4.0, "vocabulary": 2048}
+        return _shaped("cpu", family, shape, rate, schedule, steps, **small)
 
     return [
         one("neox", "3x64x4", 5e-3, "cosine", 20_000),
@@ -201,7 +191,7 @@ def sweep_trainings() -> list[Training]:
             }
         )
     seeds = [{"seed": seed, **shape} for shape in ({}, {"layers": 12}) for seed in (1, 2)]
-    families: tuple[Literal["neox", "llama"], ...] = ("neox", "llama")
+    families: tuple[Family, ...] = ("neox", "llama")
     out = [
         dataclasses.replace(base, family=family, **changes)
         for family in families

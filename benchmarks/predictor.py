@@ -43,6 +43,7 @@ from ma_monitor.architecture.features import FEATURES, Shape, layer_features, sh
 from ma_monitor.architecture.prediction import prior
 from ma_monitor.architecture.predictor import PACKAGED as PREDICTOR
 from ma_monitor.architecture.predictor import (
+    RIDGE,
     SETTINGS,
     TIMES,
     Predictor,
@@ -250,7 +251,7 @@ def mean_at_depth(others: Sequence[Training], table: Table, rows: NDArray[Any]) 
 
 WAYS: dict[str, Callable[[], Any]] = {
     "boosted trees": lambda: XGBRegressor(**SETTINGS),
-    "ridge": lambda: Ridge(10.0),
+    "ridge": lambda: Ridge(RIDGE),
     "random forest": lambda: RandomForestRegressor(100, min_samples_leaf=2, max_features=0.5, random_state=0),
     "Gaussian process": lambda: GaussianProcessRegressor(RBF(5.0), alpha=0.1, normalize_y=True, optimizer=None),
 }
@@ -375,18 +376,17 @@ def with_prior(folders: Sequence[Path]) -> dict[str, Any]:
     asked = []
     for number, one in enumerate(own):
         teacher = fit_predictor([other for i, other in enumerate(own) if shapes[i] != shapes[number]])
-        asked.append((one, teacher, learned[shapes[number]], shapes[number]))
+        asked.append((one, expected_of(one, teacher), learned[shapes[number]], shapes[number]))
     out = {f"{share:.0%} seen": weighed(asked, share) for share in SEEN}
     if folders:
         others = [read_recorded(file) for folder in folders for file in sorted(folder.glob("*.npz"))]
-        taught = [
-            training.PastRun(str((one.kind, one.shape)), one.steps.astype(np.float64), one.ratios, one.lr)
-            for one in sweep
-        ]
-        correct, packaged = training.train(taught).correct, load_predictor()
+        correct = training.train([past_run(str((one.kind, one.shape)), one) for one in sweep]).correct
+        packaged = load_predictor()
         known: dict[tuple[Shape, bytes], int] = {}
         numbers = [known.setdefault((one.shape, one.lr.tobytes()), len(known)) for one in others]
-        asked = [(one, packaged, correct, number) for one, number in zip(others, numbers, strict=True)]
+        asked = [
+            (one, expected_of(one, packaged), correct, number) for one, number in zip(others, numbers, strict=True)
+        ]
         out["other recipes"] = {
             "trainings": len(others),
             "before training": beforehand(others, packaged),
@@ -394,6 +394,16 @@ def with_prior(folders: Sequence[Path]) -> dict[str, Any]:
         }
     print(json.dumps(out, indent=1, ensure_ascii=False))
     return {"seconds": round(time.perf_counter() - begin, 1), "trainings": len(own), **out}
+
+
+def expected_of(one: Training, teacher: Predictor) -> Prior:
+    """What a predictor lets expect of a training by its shape and its rates."""
+    return prior(one.shape, len(one.lr) - 1, one.lr, teacher)
+
+
+def past_run(configuration: str, one: Training) -> training.PastRun:
+    """A training as the forecast learns from it."""
+    return training.PastRun(configuration, one.steps.astype(np.float64), one.ratios, one.lr)
 
 
 def beforehand(trainings: Sequence[Training], teacher: Predictor) -> dict[str, float]:
@@ -410,11 +420,10 @@ def beforehand(trainings: Sequence[Training], teacher: Predictor) -> dict[str, f
     }
 
 
-def weighed(asked: Sequence[tuple[Training, Predictor, Correct, int]], share: float) -> dict[str, Any]:
-    """Scores at a share of trainings, each with its own predictor, learned forecast and number of its shape."""
+def weighed(asked: Sequence[tuple[Training, Prior, Correct, int]], share: float) -> dict[str, Any]:
+    """Scores at a share of trainings, each with what was expected of it, a learned forecast and its shape's number."""
     ways: dict[str, list[list[float]]] = {}
-    for one, teacher, correct, _ in asked:
-        expected = prior(one.shape, len(one.lr) - 1, one.lr, teacher)
+    for one, expected, correct, _ in asked:
         for name, (error, inside) in early(one, expected, share, correct).items():
             ways.setdefault(name, []).append([float(error.mean()), float(inside.mean())])
     group = np.array([number for *_, number in asked])
@@ -449,10 +458,7 @@ PARTS = 3
 def learned_without(own: Sequence[Training], also: Sequence[Training], shapes: Sequence[int]) -> dict[int, Correct]:
     """For every shape what past runs teach the forecast, learned from others and from runs that are never scored."""
     called = [*map(str, shapes), *(str(one.shape) for one in also)]
-    runs = [
-        training.PastRun(name, one.steps.astype(np.float64), one.ratios, one.lr)
-        for name, one in zip(called, [*own, *also], strict=True)
-    ]
+    runs = [past_run(name, one) for name, one in zip(called, [*own, *also], strict=True)]
     cases = [case for number, run in enumerate(runs) for case in training.cases_of(run, number)]
     order = np.random.default_rng(0).permutation(np.unique(shapes))
     out: dict[int, Correct] = {}
